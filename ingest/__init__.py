@@ -1,0 +1,70 @@
+"""Download requests as messages: a training job asks for data by URI, a cluster of Celery workers brings it to local disk.
+
+    client = ingest.Client()
+    paths = client.fetch("https://host/a-{000..127}.tar", timeout=600)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ingest.client import Client, Job, LocalFile
+from ingest.errors import (
+    BadSource,
+    ConfigError,
+    DataError,
+    FetchError,
+    IngestError,
+    JobFailed,
+    LedgerUnavailable,
+    NoDataNode,
+    NotLocalError,
+    PermanentFetchError,
+    StoreError,
+    TransientFetchError,
+    UnknownConnection,
+    UnknownJob,
+    UsageError,
+    WaitTimeout,
+)
+from ingest.model import Failure, JobStatus, Manifest, Source, Sql
+
+if TYPE_CHECKING:
+    from ingest.app import download as download
+
+__all__ = [
+    "BadSource",
+    "Client",
+    "ConfigError",
+    "DataError",
+    "Failure",
+    "FetchError",
+    "IngestError",
+    "Job",
+    "JobFailed",
+    "JobStatus",
+    "LedgerUnavailable",
+    "LocalFile",
+    "Manifest",
+    "NoDataNode",
+    "NotLocalError",
+    "PermanentFetchError",
+    "Source",
+    "Sql",
+    "StoreError",
+    "TransientFetchError",
+    "UnknownConnection",
+    "UnknownJob",
+    "UsageError",
+    "WaitTimeout",
+    "download",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """``ingest.download`` brings Celery with it (0.2 s), which a client that only reads a job does not need."""
+    if name == "download":
+        from ingest.app import download
+
+        return download
+    raise AttributeError(f"module 'ingest' has no attribute {name!r}")

@@ -1,0 +1,83 @@
+"""``ingest fetch``: submit, wait with a progress bar, print the paths. Starts a service of its own when none answers here."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import click
+from rich.console import Console
+
+from ingest.cli import complain
+from ingest.cli.jobs import read_sources, source_options, sources_argument
+from ingest.cli.output import json_option, show_json
+from ingest.cli.watch import follow
+from ingest.client import Client
+from ingest.client.submission import check
+from ingest.errors import LedgerUnavailable, UsageError
+from ingest.ledger import JobLedger
+from ingest.settings import current
+
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+@click.command()
+@sources_argument
+@source_options
+@click.option("--timeout", "timeout_s", type=float, default=24 * 3600.0, show_default=False, help="Seconds to wait (the job goes on).")
+@json_option
+def fetch(
+    uris: tuple[str, ...], digest: str | None, connection: str | None, manifests: tuple[str, ...], into: str | None,
+    placement: str | None, fresh_s: float | None, timeout_s: float, as_json: bool,
+) -> None:  # fmt: skip
+    """Fetch URIs and print the local paths, one a line, in the order asked for."""
+    if not timeout_s > 0:
+        raise UsageError(f"--timeout {timeout_s:g} must be above 0")
+    sources = read_sources(uris, digest, connection, manifests)
+    if not sources:
+        raise UsageError("give at least one URI (or --manifest URI)")
+    for source in sources:
+        check(source)
+    console = Console(stderr=True)
+    with service(console) as client:
+        job = client.submit(sources, into=into, placement=placement, fresh_s=fresh_s)
+        end = time.monotonic() + timeout_s
+        follow(job, timeout_s, console)
+        files = job.files(timeout=max(1.0, end - time.monotonic()))
+        failures = job.failures()
+        if as_json:
+            show_json({"job": job.id, "files": [f.to_json() for f in files], "failures": [f.to_json() for f in failures]})
+        else:
+            for file in files:
+                click.echo(str(file.into or file.path))
+    for failure in failures:
+        complain(str(failure))
+    if failures:
+        raise click.exceptions.Exit(1)
+
+
+@contextlib.contextmanager
+def service(console: Console) -> Iterator[Client]:
+    """A client of the service that answers, else of one that lives as long as this block.
+
+    A Redis that is configured on another machine and does not answer is an error, not a reason to start one here.
+    """
+    settings = current()
+    try:
+        JobLedger(settings, retries=0).ping()
+    except LedgerUnavailable:
+        if urlsplit(settings.ledger_url).hostname not in LOOPBACK:
+            raise
+    else:
+        yield Client()
+        return
+    from ingest.embedded.service import EmbeddedService, embedded_service
+
+    def ready(started: EmbeddedService) -> bool:
+        return bool(Client(started.redis_url).workers())
+
+    console.print("[dim]no service answers here; starting one for this command (`ingest up` keeps one)[/]", highlight=False)
+    with embedded_service(ready) as started:
+        yield Client(started.redis_url)

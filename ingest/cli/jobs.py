@@ -1,0 +1,120 @@
+"""``ingest submit | status | failures | retry | cancel``: one job at a time, from the shell."""
+
+from __future__ import annotations
+
+import click
+
+from ingest.cli.output import duration, json_option, show_json, show_table, size
+from ingest.client import Client, Job
+from ingest.errors import UsageError
+from ingest.model import JobStatus, Manifest, Source
+
+sources_argument = click.argument("uris", nargs=-1, metavar="URI…")
+
+
+def source_options(command: click.decorators.FC) -> click.decorators.FC:
+    """The options that ``submit`` and ``fetch`` share."""
+    for option in (
+        click.option("--digest", help="Expected digest of the one file, as sha256:HEX (or md5, sha1, sha512, blake3, crc32c …)."),
+        click.option("--connection", help="Profile of the data node's ingest.toml to use for all sources."),
+        click.option("--manifest", "manifests", multiple=True, metavar="URI", help="A file that lists sources (txt, csv, jsonl)."),
+        click.option("--into", type=click.Path(file_okay=False), help="Make the files appear in this directory as well."),
+        click.option("--placement", help="here, any, spread, or a node's name."),
+        click.option("--fresh", "fresh_s", type=float, help="Use a copy validated within so many seconds (0: ask the origin)."),
+    ):
+        command = option(command)
+    return command
+
+
+def read_sources(uris: tuple[str, ...], digest: str | None, connection: str | None, manifests: tuple[str, ...]) -> list[Source | Manifest]:
+    """What the command line names, as sources."""
+    if digest and len(uris) != 1:
+        raise UsageError("--digest goes with exactly one URI")
+    found: list[Source | Manifest] = [Source(uri, digest=digest, connection=connection) for uri in uris]
+    return found + [Manifest(uri, connection=connection) for uri in manifests]
+
+
+@click.command()
+@sources_argument
+@source_options
+@click.option("--name", default="", help="A name for people.")
+@click.option("--key", help="The same key gives the same job again.")
+@click.option("--shard-files", type=int, help="Files per unit of work (default: by the length of the list).")
+@click.option("--queue", "queue_anyway", is_flag=True, help="Queue it even if no data node is alive.")
+@json_option
+def submit(
+    uris: tuple[str, ...], digest: str | None, connection: str | None, manifests: tuple[str, ...], into: str | None,
+    placement: str | None, fresh_s: float | None, name: str, key: str | None, shard_files: int | None, queue_anyway: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Submit a job and print its id; it is fetched whether or not anybody waits."""
+    sources = read_sources(uris, digest, connection, manifests)
+    job = Client().submit(
+        sources, name=name, key=key, into=into, placement=placement, fresh_s=fresh_s, shard_files=shard_files, require_node=not queue_anyway
+    )
+    if as_json:
+        show_json({"job": job.id})
+    else:
+        click.echo(job.id)
+
+
+@click.command()
+@click.argument("job_id", metavar="[JOB]", required=False)
+@json_option
+def status(job_id: str | None, as_json: bool) -> None:
+    """How a job stands; without a job, the latest ones."""
+    client = Client()
+    if job_id is None:
+        found = [job.status() for job in client.jobs()]
+        if as_json:
+            show_json([s.to_json() for s in found])
+        else:
+            show_table(("JOB", "NAME", "STATE", "FILES>", "FAILED>", "BYTES>", "AGE>"), (_row(s) for s in found))
+        return
+    one = client.job(job_id).status()
+    if as_json:
+        show_json(one.to_json())
+        return
+    shards = ", ".join(f"{count} {state}" for state, count in one.shards.items()) or "none yet"
+    click.echo(f"{one.id}  {one.state}  {one.name}".rstrip())
+    click.echo(f"files   {one.files_done} of {one.files}, {one.files_failed} failed, {one.retries} retries")
+    click.echo(f"shards  {shards}")
+    click.echo(f"bytes   {size(one.bytes)} in {duration(one.seconds)} ({size(one.rate)}/s)")
+    if one.eta_s is not None:
+        click.echo(f"eta     {duration(one.eta_s)}")
+    if one.waiting_for:
+        click.echo(f"waits   {one.waiting_for}")
+
+
+def _row(s: JobStatus) -> tuple[object, ...]:
+    return s.id, s.name[:40], s.state, f"{s.files_done}/{s.files}", s.files_failed, size(s.bytes), duration(s.seconds)
+
+
+@click.command()
+@click.argument("job_id", metavar="JOB")
+@json_option
+def failures(job_id: str, as_json: bool) -> None:
+    """What a job could not have, and why. Exit status 1 if there is anything."""
+    found = Client().job(job_id).failures()
+    if as_json:
+        show_json([f.to_json() for f in found])
+    elif found:
+        show_table(("SOURCE", "ERROR", "TRIES>", "SHARD", "REASON"), ((f.source, f.error, f.attempts, f.shard, f.reason) for f in found))
+    if found:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("job_id", metavar="JOB")
+def retry(job_id: str) -> None:
+    """Try again what failed, and only that."""
+    job: Job = Client().job(job_id).retry()
+    click.echo(f"{job.id} {job.status().state}")
+
+
+@click.command()
+@click.argument("job_id", metavar="JOB")
+def cancel(job_id: str) -> None:
+    """Stop a job: what has not begun does not begin, what has is interrupted."""
+    job = Client().job(job_id)
+    job.cancel()
+    click.echo(f"{job.id} {job.status().state}")

@@ -1,0 +1,26 @@
+"""``ingest nodes``: who is alive, and what they have."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from ingest.cli import complain
+from ingest.cli.output import duration, json_option, show_json, show_table, size
+from ingest.client import Client
+
+
+@click.command()
+@json_option
+def nodes(as_json: bool) -> None:
+    """The live data nodes. Exit status 1 if there is none."""
+    found = Client().workers()
+    if as_json:
+        show_json([dataclasses.asdict(worker) for worker in found])
+    elif found:
+        rows = ((w.node, w.store, w.slots, size(w.free_bytes), ", ".join(w.connections) or "-", duration(w.age_s), w.pid) for w in found)
+        show_table(("NODE", "STORE", "SLOTS>", "FREE>", "CONNECTIONS", "HEARD>", "PID>"), rows)
+    if not found:
+        complain("no data node is alive; start one with `celery -A workers worker` or `ingest up`")
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,183 @@
+"""``Client``: submit, fetch, attach. It writes to the ledger and rings; it never talks to a worker."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from ingest.app import FETCH_QUEUE, PLAN_QUEUE, app_for
+from ingest.client.follow import Deadline
+from ingest.client.job import Job
+from ingest.client.submission import Unit, check, cut, positive
+from ingest.doorbell import ring
+from ingest.errors import JobFailed, NoDataNode, UnknownConnection, UsageError
+from ingest.ledger import JobLedger, NewUnit, WorkerInfo, batched
+from ingest.model import AnySource, JobOptions, as_sources
+from ingest.placement import choose_queue
+from ingest.settings import Settings, check_redis_url, current
+from ingest.store import Store
+
+
+class Client:
+    """The service, as training code sees it. Making one connects to nothing; it may be kept for the life of the process.
+
+    ``redis_url`` replaces broker, results and ledger at once; without it the environment and ``ingest.toml`` decide.
+    """
+
+    def __init__(self, redis_url: str | None = None, *, settings: Settings | None = None) -> None:
+        settings = settings or current()
+        if redis_url is not None:
+            check_redis_url(redis_url, "redis_url")
+            settings = dataclasses.replace(
+                settings, redis_url=redis_url, broker_url=redis_url, result_url=redis_url, ledger_url=redis_url
+            )
+        self.settings = settings
+        self.ledger = JobLedger(settings)
+
+    def submit(
+        self,
+        sources: str | AnySource | Sequence[str | AnySource],
+        *,
+        name: str = "",
+        key: str | None = None,
+        into: str | os.PathLike[str] | None = None,
+        placement: str | None = None,
+        fresh_s: float | None = None,
+        attempts: int | None = None,
+        deadline_s: float | None = None,
+        shard_files: int | None = None,
+        max_bytes: int | None = None,
+        require_node: bool = True,
+    ) -> Job:
+        """Ask for sources; returns at once with the job.
+
+        ``key``: the same key gives the same job again, also after a crash half-way through submitting. ``into``: a directory
+        on the data node where the files appear under their own names as well. ``placement``: ``here`` (this machine's
+        store), ``any``, ``spread`` (each shard on the node it belongs to) or a node's name; default ``here`` when a live node
+        shares this process's store, else ``any``. ``fresh_s``: how old a validated copy may be (0 asks the origin, default
+        600). ``attempts`` and ``deadline_s`` bound the retries of each file; ``max_bytes`` bounds each file.
+
+        Raises :class:`UsageError` (and :class:`BadSource`, :class:`UnknownConnection`) for what cannot be right,
+        :class:`NoDataNode` when nobody alive could do it (``require_node=False`` queues it all the same), and
+        :class:`LedgerUnavailable`.
+        """
+        wanted = as_sources(sources)
+        for source in wanted:
+            check(source)
+        for field, value in (("attempts", attempts), ("deadline_s", deadline_s), ("shard_files", shard_files), ("max_bytes", max_bytes)):
+            positive(field, value)
+        if fresh_s is not None and fresh_s < 0:
+            raise UsageError(f"fresh_s={fresh_s!r} must be 0 or more")
+        workers = self._workers(require_node)
+        self._check_connections(wanted, workers)
+        options = JobOptions(
+            name=name, placement=self._place(placement, workers, require_node), into=_directory(into), fresh_s=fresh_s,
+            attempts=attempts, deadline_s=deadline_s, shard_files=shard_files, max_bytes=max_bytes,
+        )  # fmt: skip
+        job, _ = self.ledger.create(options, key)
+        if self.ledger.meta(job)["sealed"] == "0":
+            self._write(job, wanted, options, [w.node for w in workers])
+        return self._job(job)
+
+    def fetch(
+        self, sources: str | AnySource | Sequence[str | AnySource], *, timeout: float | None = None, into: str | os.PathLike[str] | None = None,
+        placement: str | None = None, fresh_s: float | None = None,
+    ) -> list[Path]:  # fmt: skip
+        """Submit and wait: the local paths, in source order (those under ``into``, when given).
+
+        Raises :class:`JobFailed` with what arrived and what did not, :class:`WaitTimeout` after ``timeout`` seconds (the job
+        goes on), and what :meth:`submit` raises.
+        """
+        positive("timeout", timeout)
+        job = self.submit(sources, into=into, placement=placement, fresh_s=fresh_s)
+        files = job.files(timeout=timeout)
+        failures = job.failures()
+        if failures:
+            raise JobFailed(files, failures)
+        return [file.into or file.path for file in files]
+
+    def job(self, job: str) -> Job:
+        """Attach to a job, from any process. Raises :class:`UnknownJob`."""
+        self.ledger.meta(job)
+        return self._job(job)
+
+    def jobs(self, limit: int = 20) -> list[Job]:
+        """The latest jobs, newest first."""
+        return [self._job(job) for job in self.ledger.recent(limit)]
+
+    def workers(self) -> list[WorkerInfo]:
+        """The live workers, as their last heartbeats describe them."""
+        return self.ledger.workers()
+
+    def close(self) -> None:
+        self.ledger.close()
+
+    def _job(self, job: str) -> Job:
+        return Job(job, self.settings, self.ledger, Store.attach(self.settings.store))
+
+    def _write(self, job: str, sources: list[AnySource], options: JobOptions, nodes: list[str]) -> None:
+        """All units into the ledger, each batch rung for as it lands; then the seal."""
+        bells = app_for(self.settings)
+        numbers = {"": 0, "p": 0}
+        units = cut(sources, options.shard_files)
+        for kind, run in itertools.groupby(units, key=lambda unit: "p" if unit.source else ""):
+            for batch in batched(run):
+                made = [_new_unit(job, unit, options, nodes) for unit in batch]
+                if self.ledger.add(job, kind, numbers[kind], batch[-1].index, [new for new, _ in made]) != "ok":
+                    return  # cancelled meanwhile
+                numbers[kind] += len(made)
+                ring(bells, Counter(queue for _, queue in made))
+        self.ledger.seal(job)
+
+    def _workers(self, require_node: bool) -> list[WorkerInfo]:
+        """The live workers; waits a moment for the first, as a service that was just started needs one."""
+        patience = Deadline(self.settings.limits.node_grace_s)
+        while not (workers := self.ledger.workers()) and require_node:
+            if patience.over:
+                raise NoDataNode(f"any queue at {self.ledger.url}")
+            time.sleep(0.1)
+        return workers
+
+    def _check_connections(self, sources: list[AnySource], workers: list[WorkerInfo]) -> None:
+        known = {name for worker in workers for name in worker.connections}
+        for name in {source.connection for source in sources if source.connection}:
+            if workers and name not in known:
+                raise UnknownConnection(name, sorted(known))
+
+    def _place(self, placement: str | None, workers: list[WorkerInfo], require_node: bool) -> str:
+        store = Store.attach(self.settings.store)
+        here = sorted({w.node for w in workers if store is not None and w.store == store.id})
+        if placement is None:
+            return f"node:{here[0]}" if here else "any"
+        if placement in {"any", "spread"}:
+            return placement
+        if placement == "here":
+            if not here:
+                raise NoDataNode(f"placement 'here': no live node has the store {self.settings.store.root}")
+            return f"node:{here[0]}"
+        node = placement.removeprefix("node:")
+        if require_node and node not in {w.node for w in workers}:
+            raise NoDataNode(f"placement {node!r} (alive: {', '.join(sorted({w.node for w in workers})) or 'none'})")
+        return f"node:{node}"
+
+
+def _new_unit(job: str, unit: Unit, options: JobOptions, nodes: list[str]) -> tuple[NewUnit, str]:
+    if unit.source is not None:
+        queue = choose_queue(PLAN_QUEUE, "any" if options.placement == "spread" else options.placement, nodes, job)
+        return NewUnit.plan(unit.source, unit.index, queue), queue
+    queue = choose_queue(FETCH_QUEUE, options.placement, nodes, unit.files[0].uri)
+    return NewUnit.shard(unit.files, queue), queue
+
+
+def _directory(into: str | os.PathLike[str] | None) -> str | None:
+    if into is None:
+        return None
+    path = Path(into).expanduser()
+    if not str(into):
+        raise UsageError("into='' is no directory")
+    return os.path.abspath(path)

@@ -1,0 +1,77 @@
+"""One verified file, as its reader sees it. The reader trusts nothing: the path must lie in its own store and have the right size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ingest.errors import NotLocalError, StoreError
+from ingest.model import FileRecord
+from ingest.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """``size`` in bytes, ``digest`` as ``"sha256:<hex>"`` of the bytes on disk, ``source`` the URI, ``node`` where it was fetched,
+    ``samples`` where the format says how many, ``index`` its place in the job as (source, part)."""
+
+    source: str
+    size: int
+    digest: str
+    node: str
+    samples: int | None
+    index: tuple[int, int]
+    version: str
+    reused: bool
+    _relative: str = field(repr=False)
+    _into: str | None = field(repr=False)
+    _store_id: str = field(repr=False)
+    _store: Store | None = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, record: FileRecord, store: Store | None) -> LocalFile:
+        return cls(
+            record.uri, record.size, record.digest, record.node, record.samples, (record.source, record.part), record.version,
+            record.reused, record.path, record.into, record.store, store,
+        )  # fmt: skip
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the store that holds it is the one here, by the store's id (host names lie in containers)."""
+        return self._store is not None and self._store.id == self._store_id
+
+    @property
+    def path(self) -> Path:
+        """The absolute path of the file in the store. Do not change the file: other jobs read the same one.
+
+        Raises :class:`NotLocalError` when it is in another node's store, :class:`StoreError` when what is there is not it.
+        """
+        if self._store is None or self._store.id != self._store_id:
+            raise NotLocalError(self.source, self.node)
+        path = self._store.path_of(self._relative)
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise StoreError(str(path), f"{self.source} was published there and is gone ({error.strerror}); submit it again") from None
+        if size != self.size:
+            raise StoreError(str(path), f"has {size} bytes and {self.source} has {self.size}; `ingest store verify --remove` takes it out")
+        return path
+
+    @property
+    def into(self) -> Path | None:
+        """Where ``into=`` made it appear, on the node that fetched it; None without ``into=``."""
+        return Path(self._into) if self._into else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "path": str(self.path) if self.is_local else None,
+            "into": self._into,
+            "size": self.size,
+            "digest": self.digest,
+            "node": self.node,
+            "samples": self.samples,
+            "version": self.version,
+            "reused": self.reused,
+        }

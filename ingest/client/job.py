@@ -1,0 +1,180 @@
+"""``Job``: follow a submitted job from any process, before, during or after the work. Every wait has a deadline."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from ingest.app import app_for
+from ingest.client.files import LocalFile
+from ingest.client.follow import Deadline, EventStream
+from ingest.client.reader import JobReader, describe
+from ingest.client.submission import positive
+from ingest.doorbell import ring
+from ingest.errors import WaitTimeout
+from ingest.ledger import JobLedger, Result
+from ingest.model import TERMINAL_JOB, Failure, JobStatus
+from ingest.settings import Settings
+from ingest.store import Store
+
+_STATES = ("due", "leased", "done", "failed", "cancelled", "quarantined")
+
+
+class Job:
+    """A job's handle: its id and a connection. ``client.job(id)`` makes the same one elsewhere."""
+
+    def __init__(self, id: str, settings: Settings, ledger: JobLedger, store: Store | None) -> None:
+        self.id = id
+        self._settings, self._ledger, self._store = settings, ledger, store
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id}>"
+
+    def status(self) -> JobStatus:
+        """Where it is now: state, shards by state, files, bytes, bytes a second, seconds to go where that can be said."""
+        meta = self._ledger.meta(self.id)
+        number = defaultdict(int, {k: int(v) for k, v in meta.items() if v.lstrip("-").isdigit()})
+        end = number["finished"] or self._ledger.now_ms()
+        seconds = max((end - number["created"]) / 1000, 0.001)
+        total = number["bytes"] + (0 if "finished" in meta else self._ledger.live_bytes(self.id))
+        done, failed, files = number["files_done"], number["files_failed"], number["files"]
+        over = meta["state"] in TERMINAL_JOB
+        eta = None
+        if not over and done and meta["state"] == "running":
+            eta = seconds / done * (files - done - failed)
+        return JobStatus(
+            id=self.id, name=_name(meta), state=meta["state"], shards={s: number[f"c:{s}"] for s in _STATES if number[f"c:{s}"]},
+            files=files, files_done=done, files_failed=failed, bytes=total, seconds=seconds, rate=total / seconds, eta_s=eta,
+            waiting_for="" if over else self._waiting_for(number), created=number["created"] / 1000, retries=number["retries"],
+        )  # fmt: skip
+
+    def _waiting_for(self, number: dict[str, int]) -> str:
+        """Why nothing moves, when nothing moves."""
+        if number["c:leased"]:
+            return ""
+        workers = self._ledger.workers()
+        if not workers:
+            return "no data node is alive"
+        now = self._ledger.now_ms()
+        queues = {worker.node for worker in workers}
+        for record in self._ledger.all_units(self.id):
+            if record.state in {"due", "leased"}:
+                node = record.queue.split(".", 2)[2] if record.queue.count(".") >= 2 else ""
+                dead = f"; node {node} is not alive" if node and node not in queues else ""
+                return describe(record, now) + dead
+        return ""
+
+    def as_completed(self, timeout: float | None = None) -> Iterator[LocalFile]:
+        """Files as they land, each once, until the job is over. Those that are there already come first.
+
+        Raises :class:`WaitTimeout` ``timeout`` seconds after the call, however many came before; never because a source
+        failed: that is in :meth:`failures`.
+        """
+        deadline = self._deadline(timeout)
+        return self._as_completed(deadline)
+
+    def _as_completed(self, deadline: Deadline) -> Iterator[LocalFile]:
+        stream = EventStream(self._ledger, self.id)
+        seen: dict[str, set[tuple[int, int]]] = defaultdict(set)
+        while True:
+            events = stream.poll(0 if stream.ended else deadline.left_s)
+            news = list(dict.fromkeys(e["n"] for e in events if e["k"] in {"part", "shard"} and not e["n"].startswith("p")))
+            for at in range(0, len(news), 50):
+                some = news[at : at + 50]
+                for n, packed in zip(some, self._ledger.results(self.id, some), strict=True):
+                    for record in Result.unpacked(packed).files:
+                        if (record.source, record.part) not in seen[n]:
+                            seen[n].add((record.source, record.part))
+                            yield LocalFile.of(record, self._store)
+            for event in events:
+                if event["k"] == "shard" and event["s"] == "done":
+                    seen.pop(event["n"], None)  # nothing of it comes again
+            if not events:
+                if stream.ended:
+                    return
+                if deadline.over:
+                    raise WaitTimeout(self.id, deadline.seconds, self._why())
+
+    def wait(self, timeout: float | None = None) -> JobStatus:
+        """Until the job is over (done, failed or cancelled). Raises :class:`WaitTimeout`; the job then goes on."""
+        deadline = self._deadline(timeout)
+        stream = EventStream(self._ledger, self.id)
+        while not (stream.poll(0 if stream.ended else deadline.left_s) == [] and stream.ended):
+            if deadline.over and not stream.ended:
+                raise WaitTimeout(self.id, deadline.seconds, self._why())
+        return self.status()
+
+    def files(self, timeout: float | None = None) -> list[LocalFile]:
+        """All files, once the job is over: by source, then by key or partition; duplicates repeat, failures are left out."""
+        self.wait(timeout)
+        found = [record for result in self._results() for record in result.files]
+        found.sort(key=lambda record: (record.source, record.part))
+        return [LocalFile.of(record, self._store) for record in found]
+
+    def paths(self, timeout: float | None = None) -> list[Path]:
+        """The absolute paths of :meth:`files`. Raises as :attr:`LocalFile.path`."""
+        return [file.path for file in self.files(timeout)]
+
+    def failures(self) -> list[Failure]:
+        """What failed for good so far: source, error, reason, attempts and shard."""
+        found = [failure for result in self._results() for failure in result.failures]
+        found += self._never_came()
+        meta = self._ledger.meta(self.id)
+        if meta.get("error"):
+            found.append(Failure(self.id, "PermanentFetchError", meta["error"], 0, self.id, index=(1 << 53, 0)))
+        return sorted(found, key=lambda failure: failure.index)
+
+    def _never_came(self) -> Iterator[Failure]:
+        """The files of shards that ended without a worker's word on them: cancelled, or quarantined."""
+        records = [r for r in self._ledger.all_units(self.id) if r.state in {"cancelled", "quarantined"}]
+        for at in range(0, len(records), 100):
+            some = records[at : at + 100]
+            numbers = [r.unit.rpartition(".")[2] for r in some]
+            both = zip(some, self._ledger.specs(self.id, numbers), self._ledger.results(self.id, numbers), strict=True)
+            for record, specs, packed in both:
+                arrived = {(f.source, f.part) for f in Result.unpacked(packed).files}
+                cancelled = record.state == "cancelled"
+                error, reason = ("Cancelled", "the job was cancelled") if cancelled else ("Quarantined", record.reason)
+                tries = record.attempts if cancelled else record.deaths
+                for spec in specs:
+                    if (spec.source, spec.part) not in arrived:
+                        yield Failure(spec.uri, error, reason, tries, record.unit, index=(spec.source, spec.part))
+
+    def _results(self) -> Iterator[Result]:
+        meta = self._ledger.meta(self.id)
+        numbers = [f"p{n}" for n in range(int(meta["plan_next"]))] + [str(n) for n in range(int(meta["next"]))]
+        for at in range(0, len(numbers), 100):
+            for packed in self._ledger.results(self.id, numbers[at : at + 100]):
+                yield Result.unpacked(packed)
+
+    def retry(self) -> Job:
+        """Try again what failed, was quarantined or cancelled, and only that. Returns this job, running again."""
+        ring(app_for(self._settings), dict.fromkeys(self._ledger.sweep("retry", self.id), 1))
+        return self
+
+    def cancel(self) -> None:
+        """Stop it: what has not begun does not begin, what has is interrupted, unless another job waits for the same source."""
+        self._ledger.meta(self.id)
+        self._ledger.sweep("cancel", self.id)
+
+    def task_ids(self) -> list[str]:
+        """The Celery task ids of its shards, as planned so far: ``AsyncResult(id).get()`` gives ``{"paths": […]}``."""
+        return [f"{self.id}.{n}" for n in range(int(self._ledger.meta(self.id)["next"]))]
+
+    def reader(self) -> JobReader:
+        """The job in its global order, over a connection of its own: what a dataset reads."""
+        return JobReader(JobLedger(self._settings), self.id, self._store or Store.attach(self._settings.store))
+
+    def _deadline(self, timeout: float | None) -> Deadline:
+        positive("timeout", timeout)
+        return Deadline(self._settings.limits.wait_s if timeout is None else timeout)
+
+    def _why(self) -> str:
+        status = self.status()
+        return status.waiting_for or f"{status.files_done} of {status.files} files are there"
+
+
+def _name(meta: dict[str, str]) -> str:
+    return str(json.loads(meta["options"]).get("name", ""))

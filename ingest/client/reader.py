@@ -1,0 +1,133 @@
+"""A job in its global order, as far as it is known: what a dataset reads. Order is by source, then part; never by arrival."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ingest.client.files import LocalFile
+from ingest.client.follow import EventStream
+from ingest.ledger import JobLedger, Result, UnitRecord
+from ingest.model import TERMINAL_JOB, TERMINAL_SHARD, Failure
+from ingest.store import Store
+
+
+class ShardLayout(NamedTuple):
+    """A shard's number, the (source, part) of its first file, and how many files it lists."""
+
+    shard: int
+    source: int
+    part: int
+    files: int
+
+
+@dataclass(frozen=True)
+class ShardEnd:
+    """A shard that is over: ``state`` is done, failed, cancelled or quarantined."""
+
+    shard: int
+    state: str
+    files: tuple[LocalFile, ...]
+    failures: tuple[Failure, ...]
+
+
+class JobReader:
+    """``order`` is the known beginning of the job's shards and only grows at its end; ``complete`` says that it is all.
+    ``ends`` holds the shards that are over, by number; a shard that is tried again leaves it. One thread at a time."""
+
+    def __init__(self, ledger: JobLedger, job: str, store: Store | None) -> None:
+        self.order: list[ShardLayout] = []
+        self.complete = False
+        self.ends: dict[int, ShardEnd] = {}
+        self.state = "planning"
+        self.job = job
+        self._ledger, self._store = ledger, store
+        self._stream = EventStream(ledger, job)
+        self._seen = 0
+        self._pending: dict[int, UnitRecord] = {}
+
+    def poll(self, timeout_s: float) -> bool:
+        """Wait up to that long for news and take it in; True if there was any. Errors as :meth:`EventStream.poll`."""
+        events = self._stream.poll(timeout_s)
+        if not events:
+            return False
+        over: dict[str, str] = {}
+        layout = False
+        for event in events:
+            kind, n = event["k"], event["n"]
+            layout |= kind in {"add", "sealed", "planned", "again"} or n.startswith("p")
+            if kind == "shard":
+                over[n] = event["s"]
+            elif kind == "again":
+                over.pop(n, None)
+                if not n.startswith("p"):
+                    self.ends.pop(int(n), None)
+                self.complete &= not n.startswith("p")
+        shards = [n for n in over if not n.startswith("p")]
+        for at in range(0, len(shards), 100):
+            some = shards[at : at + 100]
+            for n, packed in zip(some, self._ledger.results(self.job, some), strict=True):
+                self.ends[int(n)] = self._end(int(n), over[n], Result.unpacked(packed))
+        if layout:
+            self._read_layout()
+        self.state = self._stream.ended or ("running" if self.complete else "planning")
+        return True
+
+    def _end(self, n: int, state: str, result: Result) -> ShardEnd:
+        return ShardEnd(n, state, tuple(LocalFile.of(f, self._store) for f in result.files), result.failures)
+
+    def _read_layout(self) -> None:
+        """Extend ``order`` by what is certain: shards of sources before the first one that is still being planned, and of that
+        one as far as it has come (a planner adds its shards in order)."""
+        meta = self._ledger.meta(self.job)
+        shards, plans = int(meta["next"]), int(meta["plan_next"])
+        new = [str(n) for n in range(self._seen, shards)]
+        self._seen = shards
+        for at in range(0, len(new), 1000):
+            some = new[at : at + 1000]
+            for n, record in zip(some, self._ledger.units(self.job, some), strict=True):
+                if record is not None:
+                    self._pending[int(n)] = record
+        open_plans = [
+            r.source for r in self._ledger.units(self.job, [f"p{n}" for n in range(plans)]) if r and r.state not in TERMINAL_SHARD
+        ]
+        sealed = meta["sealed"] == "1"
+        certain = min(open_plans, default=math.inf if sealed else int(meta["upto"]))
+        fresh = [ShardLayout(n, r.source, r.part, r.files) for n, r in self._pending.items() if r.source <= certain]
+        for layout in fresh:
+            del self._pending[layout.shard]
+        self.order += sorted(fresh, key=lambda shard: (shard.source, shard.part))
+        self.complete = sealed and not open_plans
+
+    def plan_failures(self) -> tuple[Failure, ...]:
+        """Sources that could not even be planned (nothing matched, access denied); known once the job is complete."""
+        plans = [f"p{n}" for n in range(int(self._ledger.meta(self.job)["plan_next"]))]
+        return tuple(f for packed in self._ledger.results(self.job, plans) for f in Result.unpacked(packed).failures)
+
+    @property
+    def over(self) -> bool:
+        return self.state in TERMINAL_JOB
+
+    def waiting_for(self, shard: int) -> str:
+        """What that shard waits for, as a sentence for a person."""
+        (record,) = self._ledger.units(self.job, [str(shard)])
+        if record is None:
+            return f"shard {self.job}.{shard} is not planned yet"
+        return describe(record, self._ledger.now_ms())
+
+    def close(self) -> None:
+        self._ledger.close()
+
+
+def describe(record: UnitRecord, now_ms: int) -> str:
+    """One line about a unit: its state, its origin, and why it is not over."""
+    what = f"shard {record.unit} from {record.origin}"
+    why = f": {record.reason}" if record.reason else ""
+    if record.state == "leased":
+        return f"{what} is being fetched by {record.worker}, attempt {record.attempts + 1}{why}"
+    if record.state == "due" and record.due_ms > now_ms:
+        return f"{what} is tried again in {(record.due_ms - now_ms) / 1000:.0f} s{why}"
+    if record.state == "due":
+        return f"{what} waits in queue {record.queue}{why}"
+    return f"{what} is {record.state}{why}"

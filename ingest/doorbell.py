@@ -1,0 +1,49 @@
+"""Ringing: Celery messages that say "there is work on this queue". The ledger is written first; a lost ring costs seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from ingest.app import FETCH_TASK, PLAN_QUEUE, PLAN_TASK
+
+#: Rings of one queue that may lie in the broker at once, whatever the number of shards: enough to wake every process of a
+#: large fleet; whoever finishes a shard rings for the next.
+MOST_RINGS = 1000
+
+
+def task_of(queue: str) -> str:
+    """Which task a queue's doorbells call."""
+    return PLAN_TASK if queue == PLAN_QUEUE or queue.startswith(PLAN_QUEUE + ".") else FETCH_TASK
+
+
+def ring(app: Celery, due: Mapping[str, int], most: int = MOST_RINGS) -> int:
+    """Ring for each queue, once per due unit, up to ``most`` less what is already in the broker. Returns how many were rung.
+
+    A broker that cannot be reached is no error here: the reconciler rings for whatever is due and unclaimed.
+    """
+    rung = 0
+    try:
+        with app.producer_or_acquire() as producer:
+            for queue, count in due.items():
+                want = count if count == 1 else min(count, most - waiting(producer.channel, queue))
+                if want > 0:
+                    with producer.batch():
+                        for _ in range(want):
+                            app.send_task(task_of(queue), (queue,), queue=queue, producer=producer, ignore_result=True, retry=False)
+                    rung += want
+    except (OperationalError, *_connection_errors(app)):
+        return rung
+    return rung
+
+
+def waiting(channel: object, queue: str) -> int:
+    """How many messages lie in a broker queue. kombu's Redis channel counts over all its priority lists."""
+    return int(channel._size(queue))  # type: ignore[attr-defined]
+
+
+def _connection_errors(app: Celery) -> tuple[type[BaseException], ...]:
+    connection = app.connection_for_write()
+    return (*connection.connection_errors, *connection.channel_errors)

@@ -1,0 +1,24 @@
+"""The state of jobs and shards in Redis: who holds what, what is due, what is done, what failed and why.
+
+``redis`` holds the connection and runs the scripts beside it (``*.lua``, one transition each, on ``common.lua``); ``jobs`` is what a
+submitter and a reader need, ``work`` what a worker needs.
+"""
+
+from ingest.ledger.jobs import BATCH, JobLedger, NewUnit, UnitRecord, WorkerInfo, batched
+from ingest.ledger.redis import Ledger
+from ingest.ledger.work import Claim, Result, Settled, Tick, WorkLedger
+
+__all__ = [
+    "BATCH",
+    "Claim",
+    "JobLedger",
+    "Ledger",
+    "NewUnit",
+    "Result",
+    "Settled",
+    "Tick",
+    "UnitRecord",
+    "WorkLedger",
+    "WorkerInfo",
+    "batched",
+]

@@ -1,0 +1,41 @@
+-- add(job, kind, start, upto, planner, fence, cursor, spec, facts, …): shards (kind "") or pieces of planning (kind "p"),
+-- numbered from `start`; facts is JSON {i, p, c, o, q}. A batch that is already there is not added again, so a lost reply may be
+-- retried. With a planner, its lease is checked and its cursor kept. Returns "ok", "cancelled", "lost" or "unknown".
+local job, kind, start, upto = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local planner, fence, cursor = ARGV[6], ARGV[7], ARGV[8]
+if redis.call('EXISTS', jobkey(job)) == 0 then return 'unknown' end
+if cancelled(job) then return 'cancelled' end
+if planner ~= '' then
+  local rec, _, n = load(planner)
+  if not holds(rec, fence) then return 'lost' end
+  if cursor ~= '' and rec.cu == cursor then return 'ok' end
+  rec.cu = cursor
+  save(job, n, rec)
+  start = tonumber(redis.call('HGET', jobkey(job), 'next'))
+end
+local counter = kind == 'p' and 'plan_next' or 'next'
+local files = 0
+local added = 0
+for at = 9, #ARGV, 2 do
+  local number = start + (at - 9) / 2
+  if number >= tonumber(redis.call('HGET', jobkey(job), counter)) then
+    local n = kind .. string.format('%d', number)
+    local rec = cjson.decode(ARGV[at + 1])
+    rec.s, rec.at, rec.dl = 'due', 0, 0
+    redis.call('HSET', jobkey(job, 'spec'), n, ARGV[at])
+    push_due(job .. '.' .. n, job, n, rec)
+    save(job, n, rec)
+    count(job, n, nil, 'due')
+    files = files + rec.c
+    added = added + 1
+    redis.call('HSET', jobkey(job), counter, number + 1)
+  end
+end
+redis.call('HINCRBY', jobkey(job), 'open', added)
+if kind == 'p' then redis.call('HINCRBY', jobkey(job), 'plans', added) else redis.call('HINCRBY', jobkey(job), 'files', files) end
+if planner == '' then
+  redis.call('HSET', jobkey(job), 'upto', upto)
+  redis.call('ZADD', P .. 'unsealed', 'XX', NOW, job)
+end
+event(job, 'add')
+return 'ok'

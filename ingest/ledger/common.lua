@@ -1,0 +1,193 @@
+-- Shared by every script: names of keys, records of units, and the few transitions that all others are made of.
+-- A unit is "<job>.<n>" (a shard) or "<job>.p<n>" (a piece of planning). Its record is JSON in the hash job:<id>:shard:
+--   s state   q queue   i source of its first file   p part of it   c files listed   o origin   f fence of the last lease
+--   w worker  at attempts  dl worker deaths  nb due at (ms)  er last reason  fd files done  ff files failed  by bytes done
+-- Times are Redis's own, in milliseconds. Keys are built here, so this ledger lives in one Redis, not in a cluster.
+local P = ARGV[1]
+local CLOCK = redis.call('TIME')
+local NOW = CLOCK[1] * 1000 + math.floor(CLOCK[2] / 1000)
+
+local function jobkey(job, part)
+  if part then return P .. 'job:' .. job .. ':' .. part end
+  return P .. 'job:' .. job
+end
+
+local function split(unit)
+  return string.match(unit, '^(.*)%.(p?%d+)$')
+end
+
+local function load(unit)
+  local job, n = split(unit)
+  if not job then return nil end
+  local text = redis.call('HGET', jobkey(job, 'shard'), n)
+  if not text then return nil end
+  return cjson.decode(text), job, n
+end
+
+local function save(job, n, rec)
+  redis.call('HSET', jobkey(job, 'shard'), n, cjson.encode(rec))
+end
+
+local function isplan(n)
+  return string.sub(n, 1, 1) == 'p'
+end
+
+local function event(job, kind, n, state)
+  redis.call('XADD', jobkey(job, 'events'), '*', 'k', kind, 'n', n or '', 's', state or '')
+end
+
+-- How many shards of a job are in each state; planning is not among them.
+local function count(job, n, from, to)
+  if isplan(n) then return end
+  if from then redis.call('HINCRBY', jobkey(job), 'c:' .. from, -1) end
+  if to then redis.call('HINCRBY', jobkey(job), 'c:' .. to, 1) end
+end
+
+local function set_state(job, n, rec, to)
+  count(job, n, rec.s, to)
+  rec.s = to
+end
+
+-- Start-time fair queueing: each job has its own clock, which starts at the queue's and advances by one a shard. A job of ten
+-- shards submitted behind one of a hundred thousand is therefore served with it, not after it.
+local function push_due(unit, job, n, rec)
+  local clock = tonumber(redis.call('GET', P .. 'vtime:' .. rec.q) or '0')
+  local pass = tonumber(redis.call('HGET', jobkey(job), 'pass:' .. rec.q) or '0')
+  local score = math.max(clock, pass) + 1
+  redis.call('HSET', jobkey(job), 'pass:' .. rec.q, score)
+  redis.call('ZADD', P .. 'due:' .. rec.q, score, unit)
+  redis.call('SADD', P .. 'queues', rec.q)
+  rec.nb = 0
+end
+
+-- A unit that comes back is not new work: it goes before what its job still has in the queue.
+local function push_back(unit, rec)
+  local clock = tonumber(redis.call('GET', P .. 'vtime:' .. rec.q) or '0')
+  redis.call('ZADD', P .. 'due:' .. rec.q, clock, unit)
+  redis.call('SADD', P .. 'queues', rec.q)
+  rec.nb = 0
+end
+
+local function mature(limit)
+  local ready = redis.call('ZRANGEBYSCORE', P .. 'delayed', '-inf', NOW, 'LIMIT', 0, limit)
+  for _, unit in ipairs(ready) do
+    redis.call('ZREM', P .. 'delayed', unit)
+    local rec, job, n = load(unit)
+    if rec and rec.s == 'due' then
+      push_back(unit, rec)
+      save(job, n, rec)
+    end
+  end
+end
+
+local function drop_lease(unit, job, n, rec)
+  redis.call('ZREM', P .. 'leases', unit)
+  if rec.w then redis.call('HDEL', P .. 'held:' .. rec.w, unit) end
+  redis.call('HDEL', jobkey(job, 'live'), n)
+end
+
+local function holds(rec, fence)
+  return rec and rec.s == 'leased' and rec.f == fence
+end
+
+local function finish_if_over(job)
+  local meta = redis.call('HMGET', jobkey(job), 'sealed', 'open', 'plans', 'state', 'cancelled', 'failed', 'keep', 'reply', 'stopped')
+  if meta[1] ~= '1' then return end
+  if tonumber(meta[3]) == 0 and meta[4] == 'planning' then
+    redis.call('HSET', jobkey(job), 'state', 'running')
+    event(job, 'planned')
+  end
+  if tonumber(meta[2]) > 0 or meta[4] == 'done' or meta[4] == 'failed' or meta[4] == 'cancelled' then return end
+  local state = 'done'
+  if tonumber(meta[6] or '0') > 0 then state = 'failed' end
+  if meta[5] == '1' and tonumber(meta[9] or '0') > 0 then state = 'cancelled' end
+  redis.call('HSET', jobkey(job), 'state', state, 'finished', NOW)
+  redis.call('ZADD', P .. 'expire', NOW + tonumber(meta[7]), job)
+  redis.call('ZREM', P .. 'unsealed', job)
+  if meta[8] == '1' then redis.call('ZADD', P .. 'outbox', NOW, job) end
+  event(job, 'end', '', state)
+end
+
+-- The one way into a terminal state.
+local function settle(unit, job, n, rec, state)
+  drop_lease(unit, job, n, rec)
+  redis.call('ZREM', P .. 'due:' .. rec.q, unit)
+  redis.call('ZREM', P .. 'delayed', unit)
+  set_state(job, n, rec, state)
+  save(job, n, rec)
+  redis.call('HINCRBY', jobkey(job), 'open', -1)
+  if isplan(n) then redis.call('HINCRBY', jobkey(job), 'plans', -1) end
+  if state == 'cancelled' then
+    redis.call('HINCRBY', jobkey(job), 'stopped', 1)
+  elseif state ~= 'done' then
+    redis.call('HINCRBY', jobkey(job), 'failed', 1)
+  end
+  if not isplan(n) then redis.call('ZADD', P .. 'outbox', NOW, unit) end
+  event(job, 'shard', n, state)
+  finish_if_over(job)
+end
+
+local function cancelled(job)
+  return redis.call('HGET', jobkey(job), 'cancelled') == '1'
+end
+
+-- Back among the due, at once or after delay_ms; a job that was cancelled meanwhile ends it here.
+local function give_back(unit, job, n, rec, delay_ms)
+  drop_lease(unit, job, n, rec)
+  if cancelled(job) then return settle(unit, job, n, rec, 'cancelled') end
+  set_state(job, n, rec, 'due')
+  rec.w = nil
+  if delay_ms > 0 then
+    rec.nb = NOW + delay_ms
+    redis.call('ZADD', P .. 'delayed', rec.nb, unit)
+  else
+    push_back(unit, rec)
+  end
+  save(job, n, rec)
+end
+
+-- A lease that ran out while nobody could renew it (a paused Redis, a stopped machine) is its holder's again as long as nobody
+-- else has claimed the unit: the token is still the last one.
+local function regain(unit, job, n, rec, fence)
+  if not (rec and rec.s == 'due' and rec.f == fence and rec.x) then return end
+  redis.call('ZREM', P .. 'due:' .. rec.q, unit)
+  set_state(job, n, rec, 'leased')
+  rec.w, rec.dl, rec.nb = rec.xw, rec.dl - 1, 0
+  redis.call('HSET', P .. 'held:' .. rec.w, unit, rec.x)
+  redis.call('ZADD', P .. 'leases', NOW + 12000, unit)
+  rec.x, rec.xw = nil, nil
+  save(job, n, rec)
+end
+
+-- Its worker died under it. After `limit` deaths it is quarantined: it may be what kills them.
+local function release_dead(unit, job, n, rec, limit, expired)
+  if expired and rec.w then
+    rec.x, rec.xw = redis.call('HGET', P .. 'held:' .. rec.w, unit) or nil, rec.w
+  end
+  rec.dl = (rec.dl or 0) + 1
+  rec.er = 'its worker died'
+  if rec.dl >= limit and not cancelled(job) then
+    rec.er = 'killed its worker ' .. rec.dl .. ' times'
+    return settle(unit, job, n, rec, 'quarantined')
+  end
+  give_back(unit, job, n, rec, 0)
+end
+
+-- What this unit was fetching is no longer in flight: those who waited for it may look.
+local function land(unit, flights)
+  for _, key in ipairs(flights) do
+    local flight = P .. 'flight:' .. key
+    local holder = redis.call('GET', flight)
+    if holder and string.match(holder, '^(%S+) ') == unit then redis.call('DEL', flight) end
+    for _, waiter in ipairs(redis.call('SMEMBERS', P .. 'waiting:' .. key)) do
+      if redis.call('ZREM', P .. 'delayed', waiter) == 1 then
+        local rec, job, n = load(waiter)
+        if rec and rec.s == 'due' then
+          push_back(waiter, rec)
+          save(job, n, rec)
+        end
+      end
+    end
+    redis.call('DEL', P .. 'waiting:' .. key)
+  end
+end

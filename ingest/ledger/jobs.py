@@ -1,0 +1,210 @@
+"""The submitter's and the reader's side of the ledger: jobs in, states, results and events out."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from ingest.errors import UnknownJob
+from ingest.ledger.redis import Ledger, text
+from ingest.model import TERMINAL_JOB, AnySource, FileSpec, JobOptions, origin_of, pack, pack_json, source_to_json, unpack
+
+#: Units in one add call: a few hundred keep a script under some milliseconds.
+BATCH = 400
+
+
+class NewUnit(NamedTuple):
+    """A shard or a piece of planning on its way into the ledger: its packed spec, and the facts that its record keeps."""
+
+    spec: bytes
+    facts: str
+
+    @classmethod
+    def shard(cls, specs: Sequence[FileSpec], queue: str) -> NewUnit:
+        first = specs[0]
+        facts = {"i": first.source, "p": first.part, "c": len(specs), "o": origin_of(first.uri), "q": queue}
+        return cls(pack(specs), json.dumps(facts, separators=(",", ":")))
+
+    @classmethod
+    def plan(cls, source: AnySource, index: int, queue: str) -> NewUnit:
+        facts = {"i": index, "p": 0, "c": 0, "o": origin_of(source.uri), "q": queue}
+        return cls(pack_json(source_to_json(source)), json.dumps(facts, separators=(",", ":")))
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """What the ledger keeps of a unit: see ``common.lua``."""
+
+    unit: str
+    state: str
+    queue: str
+    source: int
+    part: int
+    files: int
+    origin: str
+    attempts: int
+    deaths: int
+    worker: str
+    due_ms: int
+    reason: str
+    failed: int
+
+    @classmethod
+    def parse(cls, unit: str, data: bytes | str) -> UnitRecord:
+        r = json.loads(data)
+        return cls(
+            unit, r["s"], r["q"], int(r["i"]), int(r["p"]), int(r["c"]), r.get("o", ""), int(r.get("at", 0)), int(r.get("dl", 0)),
+            r.get("w") or "", int(r.get("nb") or 0), r.get("er") or "", int(r.get("ff") or 0),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """What a live worker says of itself, from its last heartbeat."""
+
+    id: str
+    node: str
+    store: str
+    slots: int
+    connections: tuple[str, ...]
+    version: str
+    free_bytes: int
+    age_s: float
+    pid: int
+
+
+class JobLedger(Ledger):
+    """Reads are plain commands, in bulk; writes are scripts."""
+
+    def create(self, options: JobOptions, key: str | None, job: str | None = None) -> tuple[str, bool]:
+        """A new job, or the one that the same key made before: ``(id, made)``."""
+        new = job or f"j{secrets.token_hex(8)}"
+        keep_ms = int(self.settings.keep_s * 1000)
+        found, made = self.run("create", new, key or "", keep_ms, int(options.reply), json.dumps(options.to_json()))
+        return text(found), bool(made)
+
+    def add(self, job: str, kind: str, start: int, upto: int, units: Sequence[NewUnit]) -> str:
+        """Shards (kind ``""``) or pieces of planning (``"p"``), numbered from ``start``. ``ok``, ``cancelled`` or ``unknown``."""
+        args = [value for unit in units for value in unit]
+        return text(self.run("add", job, kind, start, upto, "", "", "", *args))
+
+    def seal(self, job: str, error: str = "") -> str:
+        return text(self.run("seal", job, error))
+
+    def meta(self, job: str) -> dict[str, str]:
+        """The job's hash. Raises :class:`UnknownJob`."""
+        with self.translated():
+            found = self.redis.hgetall(self.key("job", job))
+        if not found:
+            raise UnknownJob(job)
+        return {text(k): text(v) for k, v in found.items()}
+
+    def wants_reply(self, job: str) -> bool:
+        """Whether the whole job is over and asked for one Celery result under its own id (``ingest.download``)."""
+        with self.translated():
+            reply, state = self.redis.hmget(self.key("job", job), "reply", "state")
+        return reply == b"1" and text(state) in TERMINAL_JOB
+
+    def now_ms(self) -> int:
+        with self.translated():
+            seconds, micros = self.redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def live_bytes(self, job: str) -> int:
+        """Bytes of files that are still on their way."""
+        with self.translated():
+            return sum(int(v) for v in self.redis.hvals(self.key("job", job, "live")))
+
+    def units(self, job: str, numbers: Sequence[str]) -> list[UnitRecord | None]:
+        if not numbers:
+            return []
+        with self.translated():
+            found = self.redis.hmget(self.key("job", job, "shard"), list(numbers))
+        return [UnitRecord.parse(f"{job}.{n}", data) if data else None for n, data in zip(numbers, found, strict=True)]
+
+    def all_units(self, job: str) -> Iterator[UnitRecord]:
+        with self.translated():
+            for n, data in self.redis.hscan_iter(self.key("job", job, "shard"), count=500):
+                yield UnitRecord.parse(f"{job}.{text(n)}", data)
+
+    def specs(self, job: str, numbers: Sequence[str]) -> list[list[FileSpec]]:
+        """The files that units list; [] for a piece of planning."""
+        if not numbers:
+            return []
+        with self.translated():
+            found = self.redis.hmget(self.key("job", job, "spec"), list(numbers))
+        return [unpack(FileSpec, s) if s and not n.startswith("p") else [] for n, s in zip(numbers, found, strict=True)]
+
+    def results(self, job: str, numbers: Sequence[str]) -> list[bytes | None]:
+        """Packed results (``{"files": […], "failures": […]}``) of units; None for one that has none yet."""
+        if not numbers:
+            return []
+        with self.translated():
+            return list(self.redis.hmget(self.key("job", job, "done"), list(numbers)))
+
+    def events(self, job: str, after: str, block_ms: int, count: int = 1000) -> list[tuple[str, dict[str, str]]]:
+        """What happened to a job after that event id; waits up to ``block_ms`` for something to happen (0: does not wait).
+
+        ``k`` is the kind: ``add``, ``sealed``, ``planned``, ``part`` and ``shard`` (with ``n`` and, for shard, its state ``s``),
+        ``again`` (a unit is tried again after its end), ``end`` (the job's state in ``s``).
+        """
+        # A read may not block for longer than the socket's patience.
+        block = min(block_ms, 2000) or None
+        with self.translated():
+            answer = self.redis.xread({self.key("job", job, "events"): after}, count=count, block=block)
+        return [(text(i), {text(k): text(v) for k, v in fields.items()}) for _, rows in answer or [] for i, fields in rows]
+
+    def sweep(self, verb: str, job: str) -> list[str]:
+        """``cancel`` or ``retry`` all units of a job that it applies to. Returns the queues that have something due for it."""
+        queues: list[str] = []
+        cursor = "0"
+        while True:
+            cursor, *found = map(text, self.run("sweep", verb, job, cursor))
+            queues += found
+            if cursor == "0":
+                return queues
+
+    def recent(self, limit: int) -> list[str]:
+        """Ids of the latest jobs, newest first."""
+        with self.translated():
+            return [text(j) for j in self.redis.zrevrange(self.key("jobs"), 0, limit - 1)]
+
+    def workers(self) -> list[WorkerInfo]:
+        """The workers that are alive: heard within three heartbeats' lease."""
+        now = self.now_ms()
+        with self.translated():
+            names = self.redis.zrange(self.key("workers"), 0, -1, withscores=True)
+            infos = self.redis.mget([self.key("worker", text(n)) for n, _ in names]) if names else []
+        out = []
+        for (name, seen), info in zip(names, infos, strict=True):
+            if info:
+                d: Mapping[str, Any] = json.loads(info)
+                out.append(
+                    WorkerInfo(
+                        text(name), d["node"], d["store"], d["slots"], tuple(d["connections"]), d["version"],
+                        d["free_bytes"], max(0.0, (now - seen) / 1000), d["pid"],
+                    )  # fmt: skip
+                )
+        return out
+
+    def due_count(self, queue: str) -> int:
+        with self.translated():
+            return int(self.redis.zcard(self.key("due", queue)))
+
+
+T = TypeVar("T")
+
+
+def batched(items: Iterable[T], size: int = BATCH) -> Iterator[list[T]]:
+    """Lists of up to ``size`` items, as :func:`itertools.batched` of Python 3.12 has them."""
+    batch: list[T] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,30 @@
+-- tick(every_ms, lease_ms, deaths_allowed, abandoned_ms): what any node may do and one at a time does. Returns nil when somebody just did;
+-- else {{queue, due, …}, {outbox member, …}, {job to expire, …}, {job abandoned by its submitter, …}}.
+local every, lease, limit, abandoned = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local last = tonumber(redis.call('GET', P .. 'tick') or '0')
+if NOW - last < every and NOW >= last then return nil end
+redis.call('SET', P .. 'tick', NOW)
+if NOW - last > lease / 2 then
+  -- The ledger was away, or everybody else was: leases that ran out meanwhile say nothing about their holders. They get one more.
+  for _, unit in ipairs(redis.call('ZRANGE', P .. 'leases', 0, -1)) do redis.call('ZADD', P .. 'leases', 'XX', NOW + lease, unit) end
+end
+for _, unit in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', '-inf', NOW, 'LIMIT', 0, 500)) do
+  local rec, job, n = load(unit)
+  if rec and rec.s == 'leased' then release_dead(unit, job, n, rec, limit, true) else redis.call('ZREM', P .. 'leases', unit) end
+end
+mature(1000)
+local queues = {}
+for _, queue in ipairs(redis.call('SMEMBERS', P .. 'queues')) do
+  local due = redis.call('ZCARD', P .. 'due:' .. queue)
+  if due > 0 then
+    queues[#queues + 1] = queue
+    queues[#queues + 1] = due
+  else
+    redis.call('SREM', P .. 'queues', queue)
+  end
+end
+redis.call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', NOW - 86400000)
+return {queues,
+  redis.call('ZRANGEBYSCORE', P .. 'outbox', '-inf', NOW - 2000, 'LIMIT', 0, 200),
+  redis.call('ZRANGEBYSCORE', P .. 'expire', '-inf', NOW, 'LIMIT', 0, 50),
+  redis.call('ZRANGEBYSCORE', P .. 'unsealed', '-inf', NOW - abandoned, 'LIMIT', 0, 50)}

@@ -1,0 +1,195 @@
+"""The worker's side of the ledger: claim, renew, give back, commit. Every call but ``claim`` names the fence token it holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ingest.ledger.jobs import JobLedger, NewUnit, UnitRecord
+from ingest.ledger.redis import text
+from ingest.model import Failure, FileRecord, JobOptions, pack_json, unpack_json
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a unit has so far: the files that it published and those that failed for good."""
+
+    files: tuple[FileRecord, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+    def packed(self) -> bytes:
+        return pack_json({"files": [f.to_json() for f in self.files], "failures": [f.to_json() for f in self.failures]})
+
+    @classmethod
+    def unpacked(cls, data: bytes | None) -> Result:
+        if not data:
+            return cls()
+        both = unpack_json(data)
+        return cls(
+            tuple(FileRecord.from_json(f) for f in both["files"]), tuple(Failure.from_json(f) for f in both["failures"])
+        )
+
+    @property
+    def bytes(self) -> int:
+        return sum(f.size for f in self.files)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A leased unit: what to do, under which token, and what earlier attempts already have."""
+
+    unit: str
+    fence: str
+    record: UnitRecord
+    spec: bytes
+    options: JobOptions
+    earlier: Result
+    cursor: str
+    age_s: float
+
+    @property
+    def job(self) -> str:
+        return self.unit.rpartition(".")[0]
+
+    @property
+    def number(self) -> str:
+        return self.unit.rpartition(".")[2]
+
+    @property
+    def is_plan(self) -> bool:
+        return self.number.startswith("p")
+
+
+class Settled(NamedTuple):
+    """After a unit went back or ended: ``ok`` (else the token was old), and how many more are due in its queue."""
+
+    ok: bool
+    due: int
+    queue: str
+
+
+class Tick(NamedTuple):
+    due: dict[str, int]
+    outbox: list[str]
+    expired: list[str]
+    abandoned: list[str]
+
+
+class WorkLedger(JobLedger):
+    """One per worker process. A worker reads what a client reads, so this is that and more."""
+
+    @property
+    def _lease_ms(self) -> int:
+        return int(self.settings.limits.lease_s * 1000)
+
+    def claim(self, worker: str, pid: str, max_held: int, queues: Sequence[str]) -> Claim | None:
+        """The best due unit of the first of ``queues`` that has one; None when there is none, or no slot for it.
+
+        ``pid`` tells this process from every other of the worker, also from an earlier one of the same number.
+        """
+        found = self.run("claim", worker, pid, max_held, self._lease_ms, *queues)
+        if found is None or isinstance(found, bytes):
+            return None
+        unit, fence, record, spec, options, earlier, age_ms = found
+        return Claim(
+            text(unit), text(fence), UnitRecord.parse(text(unit), record), spec, JobOptions.from_json(json.loads(options)),
+            Result.unpacked(earlier), json.loads(record).get("cu", ""), int(age_ms) / 1000,
+        )  # fmt: skip
+
+    def progress(self, claim: Claim, size_bytes: int) -> str:
+        """Renew, and say how far it is: ``ok``, ``cancelled`` or ``lost``."""
+        return text(self.run("progress", claim.unit, claim.fence, size_bytes, self._lease_ms))
+
+    def takeoff(self, claim: Claim, keys: Sequence[str]) -> list[bool] | None:
+        """For each source key, whether this unit may fetch it now; another one is at it where not. None: lease lost."""
+        answer = self.run("takeoff", claim.unit, claim.fence, *keys)
+        return None if isinstance(answer, bytes) else [bool(a) for a in answer]
+
+    def wanted(self, keys: Sequence[str]) -> bool:
+        """Whether a live job waits for one of these sources."""
+        return bool(keys) and int(self.run("wanted", *keys)) > 0
+
+    def add_planned(self, claim: Claim, cursor: str, units: Sequence[NewUnit]) -> str:
+        """Shards found while planning. ``cursor`` names the batch: the same one is added once. ``ok``, ``cancelled``, ``lost``."""
+        args = [value for unit in units for value in unit]
+        return text(self.run("add", claim.job, "", 0, "", claim.unit, claim.fence, cursor, *args))
+
+    def back(self, claim: Claim, delay_s: float, counted: bool, reason: str, result: Result | None, flights: Sequence[str]) -> Settled:
+        """Give the unit back, due again after ``delay_s``, with what it has so far (None: nothing new)."""
+        return self._settled(
+            self.run("back", claim.unit, claim.fence, int(delay_s * 1000), int(counted), reason[:500], *_numbers(result), *flights)
+        )
+
+    def commit(self, claim: Claim, state: str, result: Result, flights: Sequence[str]) -> Settled:
+        """The end: ``done``, ``failed`` or ``cancelled``."""
+        return self._settled(self.run("commit", claim.unit, claim.fence, state, *_numbers(result), *flights))
+
+    @staticmethod
+    def _settled(answer: list[Any]) -> Settled:
+        return Settled(True, int(answer[1]), text(answer[2])) if text(answer[0]) == "ok" else Settled(False, 0, "")
+
+    # What the node's agent does, beside the processes that fetch.
+
+    def held(self, worker: str) -> dict[str, tuple[str, str]]:
+        """What a worker's processes hold: unit → (pid, fence)."""
+        with self.translated():
+            found = self.redis.hgetall(self.key("held", worker))
+        return {text(unit): tuple(text(value).split(" ", 1)) for unit, value in found.items()}  # type: ignore[misc]
+
+    def beat(
+        self, worker: str, info: dict[str, Any], alive: Sequence[tuple[str, str]], dead: Sequence[tuple[str, str]]
+    ) -> list[str]:
+        """Heartbeat: renew what living processes hold, take back what dead ones held. Returns the units that are to stop."""
+        pairs = [value for pair in (*alive, *dead) for value in pair]
+        deaths, lease = self.settings.retry.deliveries, self._lease_ms
+        facts = (info["node"], info["store"], json.dumps(info))
+        return [text(u) for u in self.run("beat", worker, *facts, lease, lease, deaths, len(alive), *pairs)]
+
+    def bye(self, worker: str) -> None:
+        with self.translated():
+            self.redis.zrem(self.key("workers"), worker)
+            self.redis.delete(self.key("worker", worker))
+
+    def tick(self, every_s: float, abandoned_s: float) -> Tick | None:
+        """What one node at a time does for all; None when another did it within ``every_s``."""
+        deaths = self.settings.retry.deliveries
+        answer = self.run("tick", int(every_s * 1000), self._lease_ms, deaths, int(abandoned_s * 1000))
+        if answer is None:
+            return None
+        due, outbox, expired, abandoned = answer
+        return Tick(
+            {text(q): int(n) for q, n in zip(due[::2], due[1::2], strict=True)},
+            [text(m) for m in outbox],
+            [text(j) for j in expired],
+            [text(j) for j in abandoned],
+        )
+
+    def store_of(self, node: str) -> str | None:
+        """The id of the store that a node last had, also when the node is dead; None for one never heard of."""
+        with self.translated():
+            found = self.redis.hget(self.key("stores"), node)
+        return text(found) or None
+
+    def reported(self, member: str) -> None:
+        """The Celery result of a unit (or of a job) is written."""
+        with self.translated():
+            self.redis.zrem(self.key("outbox"), member)
+
+    def forget(self, job: str) -> None:
+        self.run("forget", job)
+
+    def move(self, origin: str, target: str, limit: int = 200) -> int:
+        return int(self.run("move", origin, target, limit))
+
+    def live_bytes_of(self, unit: str) -> int:
+        job, _, number = unit.rpartition(".")
+        with self.translated():
+            return int(self.redis.hget(self.key("job", job, "live"), number) or 0)
+
+
+def _numbers(result: Result | None) -> tuple[bytes | str, int, int, int]:
+    if result is None:
+        return "", 0, 0, 0
+    return result.packed(), len(result.files), len(result.failures), result.bytes

@@ -1,0 +1,312 @@
+"""The one place that reads the environment and ``ingest.toml``. Everything else is handed a frozen ``Settings``.
+
+The order is: environment, then the file, then the defaults below. ``INGEST_CONFIG`` names the file; without it
+``./ingest.toml`` and then ``~/.config/ingest/ingest.toml`` are used where they exist.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from ingest.errors import ConfigError
+
+DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The ladder of time limits, each rung above the one before it; all in seconds.
+
+    ``connect_s``: to open a connection. ``stall_s``: without a byte. ``soft_s``: a time slice, after which a shard hands
+    back what it has and goes to the end of the queue. ``hard_s``: Celery kills the process. ``visibility_s``: kombu hands
+    an unacknowledged message out again; doorbells are acknowledged early, so it bounds only what the broker remembers.
+    """
+
+    connect_s: float = 10.0
+    stall_s: float = 60.0
+    soft_s: float = 900.0
+    hard_s: float = 960.0
+    visibility_s: float = 3600.0
+    # Outside the ladder: a node that is not heard for lease_s loses its shards. Three renewals fit in one lease, so that
+    # two may be lost; 12 s bounds how long a dead node's work waits.
+    lease_s: float = 12.0
+    renew_s: float = 2.0
+    progress_s: float = 0.5
+    wait_s: float = 24 * 3600.0
+    node_grace_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        ladder = [("connect_s", self.connect_s), ("stall_s", self.stall_s), ("soft_s", self.soft_s)]
+        ladder += [("hard_s", self.hard_s), ("visibility_s", self.visibility_s)]
+        for (low, a), (high, b) in zip(ladder, ladder[1:], strict=False):
+            if not 0 < a < b:
+                raise ConfigError("[limits]", f"{low} ({a:g}) must be above 0 and below {high} ({b:g})")
+        if not self.renew_s * 3 <= self.lease_s <= 12:
+            raise ConfigError("[limits]", f"lease_s ({self.lease_s:g}) must be at most 12 and at least 3 × renew_s ({self.renew_s:g})")
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How a transient failure is tried again: ``attempts`` in all, full jitter between 0 and ``base_s * 2**n``, up to ``cap_s``.
+
+    ``retry_after_cap_s`` bounds what an origin may ask for; ``deadline_s`` ends a job's retries whatever is left.
+    """
+
+    attempts: int = 6
+    base_s: float = 0.5
+    cap_s: float = 60.0
+    retry_after_cap_s: float = 600.0
+    deadline_s: float = 24 * 3600.0
+    deliveries: int = 5
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or self.deliveries < 1:
+            raise ConfigError("[retry]", "attempts and deliveries must be at least 1")
+        if not 0 <= self.base_s <= self.cap_s <= self.deadline_s or self.retry_after_cap_s > self.deadline_s:
+            raise ConfigError("[retry]", "0 <= base_s <= cap_s <= deadline_s and retry_after_cap_s <= deadline_s must hold")
+
+
+@dataclass(frozen=True)
+class Http:
+    """HTTP: reads of ``chunk_bytes`` (1 MB measured fastest), ``parallel`` files of a shard at once over kept connections."""
+
+    chunk_bytes: int = 1 << 20
+    parallel: int = 8
+    redirects: int = 10
+    user_agent: str = ""
+
+
+@dataclass(frozen=True)
+class StoreLimits:
+    """The store of this node. ``fresh_s``: how long a validated file is used without asking the origin again."""
+
+    root: Path = Path("~/.cache/ingest/store")
+    min_free_bytes: int = 256 << 20
+    max_file_bytes: int = 5 << 40
+    fresh_s: float = 600.0
+    fsync: bool = True
+    scratch_ttl_s: float = 6 * 3600.0
+
+
+@dataclass(frozen=True)
+class Egress:
+    """Where this node may connect to: ``allow`` names hosts or CIDR blocks; ``strict`` refuses private addresses not named."""
+
+    allow: tuple[str, ...] = ()
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A named profile on the data node. Its values may be secret: they are in neither its repr nor its messages.
+
+    ``match`` is a URI prefix for which this profile is taken when a source names none.
+    """
+
+    name: str
+    values: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.values.get(key, default)
+
+    @property
+    def match(self) -> str | None:
+        return self.values.get("match")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that may differ between two deployments. Passwords inside URLs are hidden from the repr."""
+
+    redis_url: str = field(default=DEFAULT_REDIS_URL, repr=False)
+    broker_url: str = field(default=DEFAULT_REDIS_URL, repr=False)
+    result_url: str = field(default=DEFAULT_REDIS_URL, repr=False)
+    ledger_url: str = field(default=DEFAULT_REDIS_URL, repr=False)
+    prefix: str = "ingest:"
+    node: str = "localhost"
+    concurrency: int = 5
+    keep_s: float = 7 * 24 * 3600.0
+    log_format: str = "auto"
+    limits: Limits = field(default_factory=Limits)
+    retry: Retry = field(default_factory=Retry)
+    http: Http = field(default_factory=Http)
+    store: StoreLimits = field(default_factory=StoreLimits)
+    egress: Egress = field(default_factory=Egress)
+    file_roots: tuple[str, ...] = ()
+    connections: Mapping[str, Connection] = field(default_factory=dict)
+    config_path: Path | None = None
+
+    def connection_for(self, uri: str, name: str | None) -> Connection | None:
+        """The profile of that name, else the one with the longest ``match`` for the URI, else None.
+
+        Raises :class:`KeyError` for a name that is not configured here.
+        """
+        if name is not None:
+            return self.connections[name]
+        matching = [c for c in self.connections.values() if c.match and uri.startswith(c.match)]
+        return max(matching, key=lambda c: len(c.match or ""), default=None)
+
+
+def redact(url: str) -> str:
+    """A URL without its password, fit to be shown."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(not a URL)"
+    if parts.password is None and "?" not in url:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    user = f"{parts.username}@" if parts.username else ""
+    return urlunsplit((parts.scheme, user + host, parts.path, "", ""))
+
+
+S = TypeVar("S")
+
+
+def _section(cls: type[S], table: Any, where: str, given: Mapping[str, Any] | None = None) -> S:
+    """A settings dataclass from a TOML table, refusing unknown keys and wrong types by name."""
+    values = dict(given or {})
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if not isinstance(table, dict):
+        raise ConfigError(where, "must be a table")
+    for key, value in table.items():
+        if key not in known:
+            raise ConfigError(where, f"unknown key {key!r}; known: {', '.join(sorted(known))}")
+        default = known[key].default
+        if isinstance(default, bool) != isinstance(value, bool):
+            raise ConfigError(where, f"{key} must be {type(default).__name__}, not {value!r}")
+        if isinstance(default, float) and isinstance(value, int):
+            value = float(value)
+        if isinstance(default, tuple) and isinstance(value, list):
+            value = tuple(value)
+        if isinstance(default, Path) and isinstance(value, str):
+            value = Path(value)
+        if not isinstance(value, type(default)):
+            raise ConfigError(where, f"{key} must be {type(default).__name__}, not {value!r}")
+        values.setdefault(key, value)
+    return cls(**values)
+
+
+def _secret(value: Any, where: str) -> Any:
+    """``{env = "NAME"}`` and ``{file = "PATH"}`` become what they point at, so that a config file need hold no secret."""
+    if isinstance(value, dict) and set(value) == {"env"}:
+        if value["env"] not in os.environ:
+            raise ConfigError(where, f"the environment variable {value['env']} is not set")
+        return os.environ[value["env"]]
+    if isinstance(value, dict) and set(value) == {"file"}:
+        try:
+            return Path(value["file"]).expanduser().read_text().strip()
+        except OSError as error:
+            raise ConfigError(where, f"cannot read {value['file']}: {error.strerror}") from None
+    if isinstance(value, dict):
+        return {k: _secret(v, where) for k, v in value.items()}
+    return value
+
+
+def _config_file(environ: Mapping[str, str]) -> Path | None:
+    if "INGEST_CONFIG" in environ:
+        path = Path(environ["INGEST_CONFIG"]).expanduser()
+        if not path.is_file():
+            raise ConfigError("INGEST_CONFIG", f"{path} is not a file")
+        return path
+    for path in (Path("ingest.toml"), Path("~/.config/ingest/ingest.toml").expanduser()):
+        if path.is_file():
+            return path.resolve()
+    return None
+
+
+_SECTIONS = {"limits": Limits, "retry": Retry, "http": Http, "store": StoreLimits, "egress": Egress}
+_TOP = {"redis_url", "broker_url", "result_url", "ledger_url", "prefix", "node", "concurrency", "keep_s", "log_format"}
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the environment and the file. Raises :class:`ConfigError` naming the key at fault."""
+    env = os.environ if environ is None else environ
+    path = _config_file(env)
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(path.read_text())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(str(path), str(error)) from None
+    unknown = set(data) - _TOP - set(_SECTIONS) - {"connections", "files"}
+    if unknown:
+        raise ConfigError(str(path), f"unknown key {sorted(unknown)[0]!r}")
+    where = str(path) if path else "environment"
+    values: dict[str, Any] = {key: data[key] for key in _TOP & set(data)}
+    for key in _TOP:
+        if f"INGEST_{key.upper()}" in env:
+            values[key] = env[f"INGEST_{key.upper()}"]
+    for key, number in (("concurrency", int), ("keep_s", float)):
+        if key in values:
+            try:
+                values[key] = number(values[key])
+            except ValueError:
+                raise ConfigError(where, f"{key} must be a number, not {values[key]!r}") from None
+    redis_url = values.setdefault("redis_url", DEFAULT_REDIS_URL)
+    for key in ("broker_url", "result_url", "ledger_url"):
+        values.setdefault(key, redis_url)
+    for key in ("redis_url", "broker_url", "result_url", "ledger_url"):
+        check_redis_url(values[key], key)
+    values.setdefault("node", socket.gethostname() or "localhost")
+    if not _NAME.fullmatch(values["node"]):
+        raise ConfigError("INGEST_NODE", f"{values['node']!r} must be letters, digits, '_', '.' or '-'")
+    values.setdefault("concurrency", max(4, os.cpu_count() or 1) + 1)
+    if values["concurrency"] < 2:
+        raise ConfigError(where, "concurrency must be at least 2: one slot is kept for planning")
+    for name, cls in _SECTIONS.items():
+        values[name] = _section(cls, data.get(name, {}), f"{where} [{name}]", _from_env(name, env))
+    root = Path(values["store"].root).expanduser()
+    values["store"] = dataclasses.replace(values["store"], root=Path(os.path.abspath(root)))
+    files = data.get("files", {})
+    values["file_roots"] = tuple(str(Path(r).expanduser()) for r in files.get("roots", ()))
+    connections = data.get("connections", {})
+    values["connections"] = {
+        name: Connection(name, _secret(table, f"{where} [connections.{name}]")) for name, table in connections.items()
+    }
+    return Settings(config_path=path, **values)
+
+
+def _from_env(section: str, env: Mapping[str, str]) -> dict[str, Any]:
+    return {"root": Path(env["INGEST_STORE"])} if section == "store" and env.get("INGEST_STORE") else {}
+
+
+def check_redis_url(url: str, where: str) -> None:
+    """Raises :class:`ConfigError` for a URL that redis-py could not open."""
+    try:
+        parts = urlsplit(url)
+        ok = parts.scheme in {"redis", "rediss", "unix", "redis+socket"} and (parts.port is None or parts.port > 0)
+    except ValueError:
+        ok = False
+    if not ok:
+        raise ConfigError(where, f"{redact(url)!r} is not a Redis URL; write redis://HOST:PORT/DB or rediss://…")
+
+
+def rank_and_world(environ: Mapping[str, str] | None = None) -> tuple[int, int]:
+    """``RANK`` and ``WORLD_SIZE`` as torchrun sets them, else ``(0, 1)``. Raises :class:`ConfigError` for what cannot be."""
+    env = os.environ if environ is None else environ
+    try:
+        rank, world = int(env.get("RANK", "0")), int(env.get("WORLD_SIZE", "1"))
+    except ValueError:
+        rank, world = -1, -1
+    if not 0 <= rank < world:
+        shown = f"RANK={env.get('RANK')!r} and WORLD_SIZE={env.get('WORLD_SIZE')!r}"
+        raise ConfigError("environment", f"{shown}: need 0 <= RANK < WORLD_SIZE; torchrun sets both")
+    return rank, world
+
+
+@lru_cache(maxsize=1)
+def current() -> Settings:
+    """The settings of this process, read once. ``current.cache_clear()`` makes the next call read again."""
+    return load()

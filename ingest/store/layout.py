@@ -1,0 +1,101 @@
+"""Where things lie in a store, and the record beside every file. Paths only; nothing here fetches or decides.
+
+    STORE_ID                                  the store's identity, a UUID
+    data/<kk>/<key>/<version>/<name>          a published file; <key> is the source's (URI, profile), <kk> its first two digits
+    data/<kk>/<key>/<version>.json            its record; its mtime is when the origin last confirmed it
+    manifests/<job>/<n>.json                  the lasting record of a shard
+    scratch/                                  files in the making; partial ones have a journal beside them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ingest.errors import StoreError
+from ingest.model import Record
+
+
+@dataclass(frozen=True)
+class Stored(Record):
+    """The record of one version of one source. ``path`` is relative to the store's root; ``validated`` is not written but read
+    from the record's mtime (seconds since 1970)."""
+
+    uri: str
+    path: str
+    size: int
+    digest: str
+    version: str
+    connection: str | None = None
+    validator: str | None = None
+    samples: int | None = None
+    digests: tuple[str, ...] = ()
+    validated: float = 0.0
+
+    def has_digest(self, digest: str) -> bool:
+        return digest == self.digest or digest in self.digests
+
+
+def version_dir(version: str) -> str:
+    """A version (ETag, version id, digest) as a directory name."""
+    return hashlib.sha256(version.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def source_dir(root: Path, key: str) -> Path:
+    return root / "data" / key[:2] / key
+
+
+def write_atomic(path: Path, data: bytes, *, fsync: bool) -> None:
+    """Replace ``path`` by ``data`` in one step; two writers at once leave one of the two, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data)
+            if fsync:
+                f.flush()
+                os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def sync_dir(path: Path) -> None:
+    """Make the names in a directory durable, where the filesystem can."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_record(path: Path) -> Stored | None:
+    """A record, or None where it is damaged or gone: then the file counts as not there, and is fetched again."""
+    try:
+        with open(path, "rb") as f:
+            data: dict[str, Any] = json.loads(f.read())
+            validated = os.fstat(f.fileno()).st_mtime
+        return Stored.from_json({**data, "validated": validated})
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def inside(root: Path, relative: str) -> Path:
+    """``root / relative``, refusing what would leave the root: a path from the ledger is not to be trusted.
+
+    Raises :class:`StoreError`.
+    """
+    parts = Path(relative).parts
+    if not parts or Path(relative).is_absolute() or ".." in parts:
+        raise StoreError(relative, "is not a path inside a store")
+    path = root / relative
+    # The data directory holds real files only; a link that somebody put there could lead anywhere.
+    if not os.path.realpath(path).startswith(os.path.realpath(root) + os.sep):
+        raise StoreError(relative, f"leads out of the store {root}")
+    return path

@@ -1,0 +1,153 @@
+"""The node's agent: heartbeat, lease renewal, taking back what dead processes held, reconciling. A process of its own.
+
+Not a thread of the worker's parent, which forks its pool at any time (a lock held at that moment would stay locked in
+the child), and not a timer in its event loop, which stands still while it reconnects and while it waits for its pool at
+shutdown: just when leases must be renewed. It ends when its worker ends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+
+from ingest.app import app_for
+from ingest.errors import IngestError, LedgerUnavailable
+from ingest.ledger import WorkLedger
+from ingest.settings import current
+from ingest.store import Store
+from workers import logs
+from workers.logs import log
+from workers.node import started
+from workers.reconcile import Reconciler
+
+#: A process that was told to stop and has not moved for so long is stuck in native code: it is killed.
+STUCK_S = 10.0
+
+
+class Agent:
+    """One per worker. ``parent`` is the process id of ``celery worker``."""
+
+    def __init__(self, worker: str, parent: int) -> None:
+        self.settings = current()
+        self.worker, self.parent = worker, parent
+        self.ledger = WorkLedger(self.settings, retries=1)
+        self.store = Store.open(self.settings.store)
+        self.reconciler = Reconciler(app_for(self.settings), self.ledger, self.store, self.settings.limits.renew_s)
+        self.kill_at: float | None = None
+        self._told: dict[str, tuple[float, int]] = {}
+        self._away = False
+
+    def info(self) -> dict[str, object]:
+        """What the heartbeat says of this node."""
+        return {
+            "node": self.settings.node, "store": self.store.id, "slots": self.settings.concurrency,
+            "connections": sorted(self.settings.connections), "version": _version(), "free_bytes": self.store.free_bytes(),
+            "pid": self.parent, "time": time.time(),
+        }  # fmt: skip
+
+    def beat(self) -> None:
+        """One round: renew what living processes hold, take back what dead ones held, stop what is to stop."""
+        held = self.ledger.held(self.worker)
+        alive, dead = [], []
+        for unit, (tag, fence) in held.items():
+            (alive if _lives(tag) else dead).append((unit, fence))
+        for unit, _ in dead:
+            log.warning("process.died", extra={"shard": unit, "node": self.settings.node})
+        stop = self.ledger.beat(self.worker, self.info(), alive, dead)
+        self._end_stuck(held, stop)
+        if self.kill_at and time.monotonic() > self.kill_at:
+            for unit, (tag, _) in held.items():
+                self._kill(unit, tag, "did not hand its work back at shutdown")
+
+    def _end_stuck(self, held: dict[str, tuple[str, str]], stop: list[str]) -> None:
+        """A process sees by itself that its work is to stop, between two chunks. One whose bytes stand still cannot."""
+        now = time.monotonic()
+        for unit in set(self._told) - set(stop):
+            del self._told[unit]
+        for unit in stop:
+            size = self.ledger.live_bytes_of(unit)
+            since, before = self._told.setdefault(unit, (now, size))
+            if size != before:
+                self._told[unit] = (now, size)
+            elif now - since > STUCK_S and unit in held:
+                self._kill(unit, held[unit][0], "was told to stop and is stuck")
+
+    def _kill(self, unit: str, tag: str, why: str) -> None:
+        if _lives(tag):
+            log.warning("process.killed", extra={"shard": unit, "node": self.settings.node, "reason": why})
+            os.kill(int(tag.partition(":")[0]), signal.SIGKILL)
+
+    def run(self) -> None:
+        """Until the worker is gone."""
+        period = self.settings.limits.renew_s
+        while os.getppid() == self.parent:
+            begun = time.monotonic()
+            try:
+                self.beat()
+                self.reconciler.step()
+                if self._away:
+                    self._away = False
+                    log.info("ledger.back", extra={"node": self.settings.node})
+            except LedgerUnavailable as error:
+                if not self._away:
+                    log.warning("ledger.unavailable", extra={"node": self.settings.node, "reason": str(error)})
+                self._away = True
+            except (IngestError, OSError) as error:
+                log.error("agent.error", extra={"node": self.settings.node, "error": type(error).__name__, "reason": str(error)})
+            time.sleep(max(0.1, period - (time.monotonic() - begun)))
+        self.bye()
+
+    def bye(self) -> None:
+        """Leave the list of live workers. What was held is taken back by the next tick: its processes are gone."""
+        try:
+            dead = [(unit, fence) for unit, (tag, fence) in self.ledger.held(self.worker).items() if not _lives(tag)]
+            self.ledger.beat(self.worker, self.info(), [], dead)
+            self.ledger.bye(self.worker)
+        except LedgerUnavailable:
+            log.info("agent.left", extra={"node": self.settings.node, "reason": "the ledger was away; leases run out"})
+
+    def stop_soon(self, grace_s: float) -> None:
+        self.kill_at = time.monotonic() + grace_s + STUCK_S
+
+
+def _lives(tag: str) -> bool:
+    pid, _, begun = tag.partition(":")
+    return started(int(pid)) == begun
+
+
+def _version() -> str:
+    try:
+        return version("ingest")
+    except PackageNotFoundError:
+        return "0"
+
+
+def main(argv: list[str]) -> int:
+    """``python -m workers.agent {"worker": …, "parent": pid, "grace_s": …, "level": …}``, started by the worker."""
+    given = json.loads(argv[0])
+    logs.setup(current().log_format, given.get("level", logging.INFO))
+    agent = Agent(given["worker"], given["parent"])
+
+    def on_stopping(signum: int, frame: FrameType | None) -> None:
+        agent.stop_soon(given["grace_s"])
+
+    def on_end(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGUSR1, on_stopping)
+    signal.signal(signal.SIGTERM, on_end)
+    try:
+        agent.run()
+    except SystemExit:
+        agent.bye()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,108 @@
+"""How a ``celery worker`` becomes a data node: its name, its queues, its agent, its logs, and what it does when it is to stop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from celery import bootsteps, signals
+from kombu import Queue
+
+from ingest.app import app, queues_of
+from ingest.errors import IngestError
+from ingest.settings import current
+from workers import logs, node
+from workers.fetchers import fetcher_for
+from workers.logs import log
+
+#: After SIGTERM, work in hand may go on for so long; then it hands back what it has.
+GRACE_S = 8.0
+
+_agent: subprocess.Popen[bytes] | None = None
+
+
+def configure() -> None:
+    """This node's queues, beside the shared ones. ``-Q`` on the command line chooses among them."""
+    app.conf.task_queues = [Queue(name, routing_key=name) for name in queues_of(current().node)]
+
+
+@signals.celeryd_init.connect
+def _name(sender: str, instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
+    """``ingest@NODE`` unless ``-n`` says otherwise; a store that cannot be used ends the worker here, before it takes work."""
+    if sender.startswith("celery@"):
+        instance.hostname = f"ingest@{current().node}"
+    try:
+        node.this_node()
+    except IngestError as error:
+        raise SystemExit(f"ingest: {error}") from None
+    # Loaded once here, shared by every process forked later: the first download of each need not wait for it.
+    fetcher_for("https")
+
+
+@signals.setup_logging.connect
+def _logging(loglevel: int | str | None = None, **_: Any) -> None:
+    level = loglevel if isinstance(loglevel, int) else logging.INFO
+    # Celery's own default of WARNING would hide that anything is done at all.
+    logs.setup(current().log_format, min(level, logging.INFO) if level == logging.WARNING else level)
+
+
+@signals.worker_shutting_down.connect
+def _stopping(sender: Any = None, sig: str = "", how: str = "", **_: Any) -> None:
+    node.stop_within(GRACE_S if how == "Warm" else 0)
+    if _agent is not None and _agent.poll() is None:
+        _agent.send_signal(signal.SIGUSR1)
+
+
+def start_agent() -> None:
+    """Start the agent, or start it again if it ended."""
+    global _agent
+    if _agent is not None and _agent.poll() is None:
+        return
+    if _agent is not None:
+        log.warning("agent.restarted", extra={"node": current().node, "reason": f"it ended with status {_agent.returncode}"})
+    given = {
+        "worker": node.this_node().worker, "parent": os.getpid(), "grace_s": GRACE_S,
+        "level": logging.getLogger().getEffectiveLevel(),
+    }  # fmt: skip
+    # A session of its own: Ctrl-C goes to the worker, which needs its agent until its pool has ended.
+    _agent = subprocess.Popen([sys.executable, "-m", "workers.agent", json.dumps(given)], start_new_session=True)
+
+
+def stop_agent() -> None:
+    if _agent is None or _agent.poll() is not None:
+        return
+    _agent.terminate()
+    try:
+        _agent.wait(5)
+    except subprocess.TimeoutExpired:
+        _agent.kill()
+        _agent.wait(5)
+
+
+class AgentStep(bootsteps.StartStopStep):  # type: ignore[misc] # Celery has no types
+    """Starts the agent with the worker and looks after it while the worker's event loop runs."""
+
+    requires = ("celery.worker.components:Timer",)
+
+    def create(self, worker: Any) -> AgentStep:
+        return self
+
+    def start(self, worker: Any) -> None:
+        start_agent()
+        worker.timer.call_repeatedly(current().limits.renew_s, start_agent)
+
+
+@signals.worker_shutdown.connect
+def _end(**_: Any) -> None:
+    begun = time.monotonic()
+    stop_agent()
+    log.info("node.stopped", extra={"node": current().node, "seconds": round(time.monotonic() - begun, 3)})
+
+
+app.steps["worker"].add(AgentStep)

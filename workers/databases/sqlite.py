@@ -1,0 +1,187 @@
+"""SQLite through ADBC, with types that hold for the whole table.
+
+SQLite types values, not columns, and ADBC takes a column's type from the first batch. So the planner asks once which kinds
+of value each column has, every partition is read as that, and a first row of typed values tells ADBC. Numbers and text in
+one column become text, anything beside a blob becomes a blob; a declared ``DECIMAL(p,s)`` becomes a decimal if its values
+have no more digits than that.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from datetime import date
+from typing import Any
+from urllib.parse import quote as percent_encoded
+
+import adbc_driver_sqlite.dbapi as adbc
+import pyarrow as pa
+from adbc_driver_sqlite import StatementOptions
+from sqlalchemy.engine import URL
+
+from ingest.settings import Limits
+from workers.databases.base import arrow_schema, check_names, decimal_type, exactly
+from workers.sqlparts import Bound, quoted, text_literal, to_bound
+
+#: SQLite bounds the columns of a result (2000 by default); five are asked for each.
+_COLUMNS_AT_ONCE = 300
+#: Rows per batch; SQLite's rows are mostly narrow, and ADBC's own 1024 costs a third of the speed.
+_BATCH_ROWS = 8192
+#: Integers beyond this are not all doubles.
+_EXACT_DOUBLE = 1 << 53
+
+_DECIMAL = re.compile(r"(?:decimal|numeric)\s*\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)", re.IGNORECASE)
+#: The words of a declared type → its affinity, in SQLite's order (sqlite.org/datatype3.html §3.1).
+_AFFINITIES = (("INT", "int64"), ("CHAR", "string"), ("CLOB", "string"), ("TEXT", "string"), ("BLOB", "binary"),
+               ("REAL", "float64"), ("FLOA", "float64"), ("DOUB", "float64"))  # fmt: skip
+_FIRST_ROW = {"int64": "0", "float64": "0.0", "string": "''", "binary": "x''"}
+
+
+class SqliteDatabase:
+    def __init__(self, url: URL, limits: Limits) -> None:
+        path = (url.database or "").removeprefix("file:").partition("?")[0]
+        if path in {"", ":memory:"}:
+            raise ValueError("a SQLite database in memory is nobody else's: write sqlite:////absolute/path/to/file.db")
+        self._uri = f"file:{percent_encoded(path)}?mode=ro"
+        self._limits = limits
+        self._plain = sqlite3.connect(self._uri, uri=True, timeout=limits.connect_s)
+        self._bulk: adbc.Connection | None = None
+
+    def quote(self, name: str) -> str:
+        return quoted(name)
+
+    def literal(self, bound: Bound) -> str:
+        return bound[1] if bound[0] in {"int", "float"} else text_literal(bound[1])
+
+    def describe(self, part: Mapping[str, Any], statement: str) -> list[list[str]]:
+        with closing(self._plain.execute(f"SELECT * FROM ({statement}) LIMIT 0")) as cursor:
+            names = [column[0] for column in cursor.description]
+        check_names(names)
+        declared = self._declared(statement)
+        types = []
+        for start in range(0, len(names), _COLUMNS_AT_ONCE):
+            some = names[start : start + _COLUMNS_AT_ONCE]
+            (row,) = self._plain.execute(f"SELECT {', '.join(_kinds(name, declared[name]) for name in some)} FROM ({statement})")
+            types += [[name, _tag(declared[name], row[n * 5 : n * 5 + 5])] for n, name in enumerate(some)]
+        return types
+
+    def _declared(self, statement: str) -> dict[str, str]:
+        """Column → declared type; a temporary view is how SQLite tells them for a query too."""
+        self._plain.execute(f"CREATE TEMP VIEW ingest_view AS {statement}")
+        try:
+            return {row[1]: row[2] for row in self._plain.execute("PRAGMA temp.table_info(ingest_view)")}
+        finally:
+            self._plain.execute("DROP VIEW temp.ingest_view")
+
+    def key_range(self, statement: str, key: str) -> tuple[Any, Any] | None:
+        lo, hi = self._plain.execute(f"SELECT min({quoted(key)}), max({quoted(key)}) FROM ({statement})").fetchone()
+        if lo is None:
+            return None
+        try:
+            if len(lo) == len(hi) == len("2020-01-31"):
+                return date.fromisoformat(lo), date.fromisoformat(hi)
+        except (TypeError, ValueError):
+            pass  # not dates as text: numbers, or any other text, which the caller tells apart
+        return lo, hi
+
+    def quantiles(self, statement: str, key: str, parts: int) -> list[Bound]:
+        name = quoted(key)
+        (count,) = self._plain.execute(f"SELECT count({name}) FROM ({statement})").fetchone()
+        ordered = f"SELECT {name} FROM ({statement}) WHERE {name} IS NOT NULL ORDER BY {name} LIMIT 1 OFFSET ?"
+        found = [self._plain.execute(ordered, (count * n // parts,)).fetchone()[0] for n in range(parts)]
+        if any(isinstance(value, bytes) for value in found):
+            raise ValueError(f"column {key!r} holds blobs: partition on another")
+        return [to_bound(value) for value in found]
+
+    def stream(self, statement: str, types: Sequence[Sequence[str]] | None) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        types = types or self.describe({}, statement)
+        schema = arrow_schema(types)
+        columns = [(quoted(name), _physical(tag), tag) for name, tag in types]
+        first = ", ".join(f"{_FIRST_ROW[physical]} AS {name}" for name, physical, _ in columns)
+        rest = ", ".join(_read_as(name, physical, tag) for name, physical, tag in columns)
+        self._bulk = adbc.connect(self._uri)
+        self._cursor = cursor = self._bulk.cursor()  # kept: its end is the end of the stream
+        cursor.execute(f"PRAGMA busy_timeout = {int(self._limits.connect_s * 1000)}")
+        cursor.adbc_statement.set_options(**{StatementOptions.BATCH_ROWS.value: str(_BATCH_ROWS)})
+        cursor.execute(f"SELECT {first} UNION ALL SELECT {rest} FROM ({statement})")
+        return schema, self._batches(cursor.fetch_record_batch(), schema)
+
+    def _batches(self, reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        skip = 1
+        for batch in reader:
+            columns = [exactly(column.slice(skip), field) for column, field in zip(batch.columns, schema, strict=True)]
+            skip = 0
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    def close(self) -> None:
+        if self._bulk is not None:
+            self._bulk.close()
+        self._plain.close()
+
+
+def _kinds(name: str, declared: str) -> str:
+    """Five columns: the type of the least and of the greatest value; whether any is a real, an integer, loses digits.
+
+    SQLite orders numbers before text before blobs, so the ends say what else there is. ``typeof`` of every value costs
+    more than all the rest, and is asked only where the declared type leaves it open.
+    """
+    column, affinity = quoted(name), _affinity(declared)
+    real = f"max(typeof({column}) = 'real')" if affinity not in {"float64", "string"} else "NULL"
+    integer = f"max(typeof({column}) = 'integer')" if affinity is None else "NULL"
+    lost = f"max(typeof({column}) = 'integer' AND ({column} > {_EXACT_DOUBLE} OR {column} < -{_EXACT_DOUBLE}))"
+    if decimal := _scale(declared):
+        precision, scale = decimal
+        # From 1e15 on, a real is no longer the decimal that was written.
+        lost = f"max({column} >= 1e{precision - scale} OR {column} <= -1e{precision - scale} OR typeof({column}) = 'real' AND "
+        lost += f"({column} <> round({column}, {scale}) OR abs({column}) >= 1e{15 - scale}))"
+    elif affinity in {"float64", "string"}:
+        lost = "NULL"
+    return f"typeof(min({column})), typeof(max({column})), {real}, {integer}, {lost}"
+
+
+def _affinity(declared: str) -> str | None:
+    return next((tag for word, tag in _AFFINITIES if word in (declared or "").upper()), None)
+
+
+def _scale(declared: str) -> tuple[int, int] | None:
+    """(precision, scale) of a declared decimal that a decimal column can hold."""
+    found = _DECIMAL.search(declared or "")
+    if not found:
+        return None
+    precision, scale = int(found[1]), int(found[2] or 0)
+    return (precision, scale) if 0 < precision >= scale and decimal_type(precision, scale) else None
+
+
+def _tag(declared: str, kinds: Sequence[Any]) -> str:
+    """The type that holds all values of a column, from what :func:`_kinds` found."""
+    least, greatest, real, integer, lossy = kinds
+    number = {"integer", "real"}
+    if greatest == "null":
+        decimal = _scale(declared)
+        return _affinity(declared) or (f"decimal({decimal[0]},{decimal[1]})" if decimal else "string")
+    if greatest == "blob":
+        return "binary"
+    if greatest == "text":
+        return "string"
+    if (decimal := _scale(declared)) and not lossy:
+        return f"decimal({decimal[0]},{decimal[1]})"
+    if not real and number.isdisjoint({least, greatest} - {"integer"}):
+        return "int64"
+    mixed = integer or "integer" in {least, greatest}
+    return "string" if mixed and lossy and not decimal else "float64"
+
+
+def _physical(tag: str) -> str:
+    """What SQLite hands over for a type: decimals come as text."""
+    return tag if tag in _FIRST_ROW else "string"
+
+
+def _read_as(name: str, physical: str, tag: str) -> str:
+    if tag.startswith("decimal"):
+        scale = tag.rstrip(")").rpartition(",")[2]
+        text = f"CASE typeof({name}) WHEN 'real' THEN printf('%.{scale}f', {name}) ELSE CAST({name} AS TEXT) END"
+        return f"{text} AS {name}"
+    cast = {"float64": "REAL", "string": "TEXT", "binary": "BLOB"}.get(physical)
+    return f"CAST({name} AS {cast}) AS {name}" if cast else name

@@ -1,0 +1,217 @@
+"""A claimed shard, from its list of files to its commit: what is here already, what another is fetching, what to fetch now.
+
+One file's way is in ``transfer``; here it is decided what becomes of the shard when some arrived, some failed and some must wait.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery import Celery
+
+from ingest.errors import FetchError, NodeUnfit, PermanentFetchError, TransientFetchError
+from ingest.ledger import Claim, Result, Settled, WorkLedger
+from ingest.model import Failure, FileRecord, FileSpec, unpack
+from workers import node as here
+from workers.control import Control
+from workers.fetchers.base import Interrupted
+from workers.logs import log
+from workers.node import Node
+from workers.report import Events, manifest, report
+from workers.retry import delay_s, is_final
+from workers.transfer import Transfer
+
+#: How long a shard sleeps while another one fetches what it wants too; it is woken when that lands.
+FLIGHT_WAIT_S = 30.0
+
+
+@dataclass
+class Outcome:
+    """What one attempt at a shard came to."""
+
+    files: list[FileRecord] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    transient: list[tuple[FileSpec, TransientFetchError]] = field(default_factory=list)
+    busy: list[FileSpec] = field(default_factory=list)
+    stopped: str = ""
+
+    @property
+    def result(self) -> Result:
+        return Result(
+            tuple(sorted(self.files, key=lambda f: (f.source, f.part))), tuple(sorted(self.failures, key=lambda f: f.index))
+        )
+
+
+def fetch_shard(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostname: str | None) -> Settled:
+    """Do what a claim says, and settle it: done, failed, cancelled, or given back for later."""
+    begun = time.monotonic()
+    limits = node.settings.limits
+    control = Control(ledger, claim, slice_s=limits.soft_s, every_s=limits.progress_s, stopping=here.stopping)
+    events = Events(app, hostname)
+    events.started(claim)
+    transfer = Transfer(node, claim.options, control)
+    outcome = _begin(claim)
+    try:
+        _attempt(ledger, claim, transfer, control, outcome)
+    except Interrupted as stop:
+        outcome.stopped = stop.why
+    except SoftTimeLimitExceeded:
+        outcome.stopped = "slice"
+    settled, state, summary = _settle(node, ledger, claim, control, outcome)
+    seconds = time.monotonic() - begun
+    facts = {
+        "job": claim.job, "shard": claim.number, "node": node.settings.node, "origin": claim.record.origin,
+        "attempt": claim.record.attempts + 1, "files": len(outcome.files), "failed": len(outcome.failures),
+        "bytes": control.bytes, "seconds": round(seconds, 4), "reason": summary if state != "done" else None,
+    }  # fmt: skip
+    log.log(20 if state == "done" else 30, f"shard.{state}", extra=facts)
+    if state in {"done", "failed", "cancelled"}:
+        report(app, ledger, node.store, claim.unit)
+        if ledger.wants_reply(claim.job):
+            report(app, ledger, node.store, claim.job)
+    events.ended(claim, state, summary, seconds)
+    return settled
+
+
+def _begin(claim: Claim) -> Outcome:
+    """What earlier attempts already have. Failures count only until somebody asks for another try of the shard."""
+    return Outcome(list(claim.earlier.files), list(claim.earlier.failures) if claim.record.failed else [])
+
+
+def _attempt(ledger: WorkLedger, claim: Claim, transfer: Transfer, control: Control, outcome: Outcome) -> None:
+    settled = {(f.source, f.part) for f in outcome.files} | {f.index for f in outcome.failures}
+    todo: list[FileSpec] = []
+    for spec in unpack(FileSpec, claim.spec):
+        if (spec.source, spec.part) in settled:
+            continue
+        try:
+            spec = transfer.resolve(spec)
+            record = transfer.reuse(spec)
+        except FetchError as error:
+            outcome.failures.append(_failure(transfer.node, claim, spec, error))
+            continue
+        if record is not None:
+            outcome.files.append(record)
+        else:
+            todo.append(spec)
+    if not todo:
+        return
+    keys = [transfer.key(spec) for spec in todo]
+    free = ledger.takeoff(claim, keys)
+    if free is None:
+        raise Interrupted("lost")
+    control.flights = keys
+    outcome.busy = [spec for spec, ours in zip(todo, free, strict=True) if not ours]
+    _transfer_all(transfer, [spec for spec, ours in zip(todo, free, strict=True) if ours], claim, control, outcome)
+
+
+def _transfer_all(transfer: Transfer, specs: Sequence[FileSpec], claim: Claim, control: Control, outcome: Outcome) -> None:
+    """Several files at once where there are several. The first interruption stops them all; what had arrived counts."""
+
+    def one(spec: FileSpec) -> FileRecord | FetchError | Interrupted:
+        try:
+            control.check()
+            return transfer.fetch(spec)
+        except (FetchError, Interrupted) as error:
+            return error
+
+    def take(spec: FileSpec, found: FileRecord | FetchError | Interrupted) -> None:
+        if isinstance(found, FileRecord):
+            outcome.files.append(found)
+        elif isinstance(found, Interrupted):
+            outcome.stopped = outcome.stopped or found.why
+        elif isinstance(found, TransientFetchError) and not _final(transfer, claim, found):
+            outcome.transient.append((spec, found))
+        else:
+            outcome.failures.append(_failure(transfer.node, claim, spec, found))
+
+    parallel = min(transfer.node.settings.http.parallel, len(specs))
+    if parallel <= 1:
+        for spec in specs:
+            take(spec, one(spec))
+        return
+    with ThreadPoolExecutor(parallel, thread_name_prefix="fetch") as pool:
+        try:
+            for spec, found in zip(specs, pool.map(one, specs), strict=True):
+                take(spec, found)
+        except SoftTimeLimitExceeded:
+            control.interrupt("slice")
+            raise
+
+
+def _final(transfer: Transfer, claim: Claim, error: FetchError) -> bool:
+    options = claim.options
+    policy = transfer.node.settings.retry
+    return is_final(policy, error, claim.record.attempts + 1, options.attempts, claim.age_s, options.deadline_s)
+
+
+def _failure(node: Node, claim: Claim, spec: FileSpec, error: FetchError) -> Failure:
+    name = type(error).__name__
+    log.warning(
+        "file.failed",
+        extra={"job": claim.job, "shard": claim.number, "node": node.settings.node, "source": spec.uri, "error": name, "reason": error.reason},
+    )
+    return Failure(spec.uri, name, error.reason, claim.record.attempts + 1, claim.unit, node.settings.node, (spec.source, spec.part))
+
+
+def _settle(node: Node, ledger: WorkLedger, claim: Claim, control: Control, outcome: Outcome) -> tuple[Settled, str, str]:
+    """Commit, or give back. Returns also the state's name and a line about it, for the log and for Flower."""
+    result = outcome.result
+    if outcome.stopped == "lost":
+        return Settled(False, 0, ""), "lost", "the lease was lost: another worker has it, or its job is gone"
+    if outcome.stopped == "cancelled":
+        return ledger.commit(claim, "cancelled", result, control.flights), "cancelled", "its job was cancelled"
+    if outcome.stopped:
+        reason = "handed back at shutdown" if outcome.stopped == "stopping" else "time slice over, handed back"
+        if outcome.stopped == "slice" and control.bytes == 0:
+            return _later(node, ledger, claim, result, control, FLIGHT_WAIT_S, True, "nothing came within the time slice")
+        return _later(node, ledger, claim, result, control, 0, False, reason)
+    if outcome.transient:
+        policy, attempt = node.settings.retry, claim.record.attempts + 1
+        delays = [delay_s(policy, error, attempt) for _, error in outcome.transient]
+        counted = not all(isinstance(error, NodeUnfit) for _, error in outcome.transient)
+        spec, error = outcome.transient[0]
+        reason = f"{type(error).__name__}: {spec.uri}: {error.reason}"
+        return _later(node, ledger, claim, result, control, max(delays), counted, reason)
+    if outcome.busy:
+        reason = f"waits for {outcome.busy[0].uri}, which another job is fetching"
+        return _later(node, ledger, claim, result, control, FLIGHT_WAIT_S, False, reason)
+    state = "failed" if result.failures else "done"
+    node.store.write_manifest(claim.job, claim.number, manifest(claim.job, claim.number, result))
+    settled = ledger.commit(claim, state, result, control.flights)
+    if not settled.ok:
+        return settled, "lost", "the lease was lost before the commit"
+    summary = f"{len(result.files)} files, {result.bytes} bytes" if state == "done" else str(result.failures[0])
+    return settled, state, summary
+
+
+def _later(
+    node: Node, ledger: WorkLedger, claim: Claim, result: Result, control: Control, wait_s: float, counted: bool, reason: str
+) -> tuple[Settled, str, str]:
+    news = result if (len(result.files), len(result.failures)) != (len(claim.earlier.files), claim.record.failed) else None
+    settled = ledger.back(claim, wait_s, counted, reason, news, control.flights)
+    log.info(
+        "shard.later",
+        extra={"job": claim.job, "shard": claim.number, "node": node.settings.node, "delay_s": round(wait_s, 3), "reason": reason},
+    )
+    return settled, "retried" if settled.ok else "lost", reason
+
+
+def unexpected(claim: Claim, error: Exception) -> PermanentFetchError:
+    """A defect of ours, as a failure that a waiter can read: it is said once, and not tried again and again."""
+    return PermanentFetchError(claim.record.origin, f"{type(error).__name__}: {error} (a defect; the worker's log has the traceback)")
+
+
+def fail_all(node: Node, ledger: WorkLedger, claim: Claim, error: FetchError) -> Settled:
+    """End a claim because of something that no file of it can survive."""
+    specs = [] if claim.is_plan else unpack(FileSpec, claim.spec)
+    arrived = {(f.source, f.part) for f in claim.earlier.files}
+    failures = tuple(
+        dataclasses.replace(_failure(node, claim, spec, error), source=spec.uri) for spec in specs if (spec.source, spec.part) not in arrived
+    ) or (Failure(error.uri, type(error).__name__, error.reason, claim.record.attempts + 1, claim.unit, node.settings.node, (claim.record.source, 0)),)  # fmt: skip
+    return ledger.commit(claim, "failed", Result(claim.earlier.files, failures), ())

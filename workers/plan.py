@@ -1,0 +1,179 @@
+"""From sources that only the origin can list (globs, prefixes, partitions, manifests) to shards, in batches, in flat memory."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+
+from ingest.app import FETCH_QUEUE
+from ingest.doorbell import ring
+from ingest.errors import BadResponse, FetchError, NodeUnfit, NothingMatched, TransientFetchError, UsageError
+from ingest.ledger import Claim, NewUnit, Result, Settled, WorkLedger, batched
+from ingest.model import AnySource, Failure, FileSpec, Manifest, check_source_text, parse_digest, source_from_json, unpack_json
+from ingest.placement import choose_queue
+from workers import node as here
+from workers.control import Control
+from workers.fetchers.base import Interrupted
+from workers.logs import log
+from workers.node import Node
+from workers.report import Events
+from workers.retry import delay_s, is_final
+from workers.transfer import Transfer
+
+#: A shard of listed files holds about this much, where their sizes are known …
+SHARD_BYTES = 64 << 20
+#: … and not more files than this, so that one of it is seconds of work.
+SHARD_FILES = 256
+#: Shards in one step of planning: what is added, and rung for, at once.
+STEP = 200
+
+
+def plan_source(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostname: str | None) -> Settled:
+    """Plan one source and settle the piece of planning: done, failed, or again later. A planner that died half-way is
+    continued: the cursor says how many files are in shards already."""
+    begun = time.monotonic()
+    limits = node.settings.limits
+    control = Control(ledger, claim, slice_s=limits.soft_s, every_s=limits.progress_s, stopping=here.stopping)
+    transfer = Transfer(node, claim.options, control)
+    source = source_from_json(unpack_json(claim.spec))
+    events = Events(app, hostname)
+    events.started(claim)
+    state, summary = "done", ""
+    try:
+        files = _add_all(app, node, ledger, claim, transfer, control, source)
+        summary = f"{files} files planned"
+        settled = ledger.commit(claim, "done", Result(), ())
+    except Interrupted as stop:
+        state, summary = _interrupted(stop.why)
+        if stop.why == "lost":
+            settled = Settled(False, 0, "")
+        elif stop.why == "cancelled":
+            settled = ledger.commit(claim, "cancelled", Result(), ())
+        else:
+            settled = ledger.back(claim, 0, False, summary, None, ())
+    except FetchError as error:
+        summary = f"{type(error).__name__}: {error}"
+        attempt = claim.record.attempts + 1
+        if is_final(node.settings.retry, error, attempt, claim.options.attempts, claim.age_s, claim.options.deadline_s):
+            state = "failed"
+            index = (claim.record.source, 0)
+            failure = Failure(source.uri, type(error).__name__, error.reason, attempt, claim.unit, node.settings.node, index)
+            settled = ledger.commit(claim, "failed", Result(failures=(failure,)), ())
+        else:
+            assert isinstance(error, TransientFetchError)
+            state = "retried"
+            wait_s = delay_s(node.settings.retry, error, attempt)
+            settled = ledger.back(claim, wait_s, not isinstance(error, NodeUnfit), summary, None, ())
+    seconds = time.monotonic() - begun
+    facts = {"job": claim.job, "shard": claim.number, "node": node.settings.node, "origin": claim.record.origin}
+    log.log(20 if state == "done" else 30, f"plan.{state}", extra=facts | {"seconds": round(seconds, 4), "reason": summary})
+    events.ended(claim, state, summary, seconds)
+    return settled
+
+
+def _interrupted(why: str) -> tuple[str, str]:
+    if why == "cancelled":
+        return "cancelled", "its job was cancelled"
+    return ("lost", "the lease was lost") if why == "lost" else ("retried", f"planning handed back ({why})")
+
+
+def _add_all(
+    app: Celery, node: Node, ledger: WorkLedger, claim: Claim, transfer: Transfer, control: Control, source: AnySource
+) -> int:
+    """Shards into the ledger, a batch at a time. Returns how many files the source has; raises :class:`NothingMatched` for none."""
+    done = int(claim.cursor or "0")
+    files = 0
+    specs = _expand(transfer, source, claim.record.source)
+    nodes = [worker.node for worker in ledger.workers()] or [node.settings.node]
+    for step in batched(_cut(specs, claim.options.shard_files), STEP):
+        control.check()
+        files += sum(len(shard) for shard in step)
+        if files <= done:
+            continue
+        made: list[NewUnit] = []
+        queues: Counter[str] = Counter()
+        for shard in step:
+            queue = choose_queue(FETCH_QUEUE, claim.options.placement, nodes, shard[0].uri)
+            made.append(NewUnit.shard(shard, queue))
+            queues[queue] += 1
+        answer = ledger.add_planned(claim, str(files), made)
+        if answer != "ok":
+            raise Interrupted("cancelled" if answer == "cancelled" else "lost")
+        ring(app, queues)
+    if not files:
+        raise NothingMatched(source.uri, "matched nothing: look at the bucket, path or pattern, and at what the connection may list")
+    return files
+
+
+def _cut(specs: Iterator[FileSpec], wanted: int | None) -> Iterator[list[FileSpec]]:
+    """Shards from a listing whose length is not known: small ones at first, so that work begins and is spread at once, larger
+    ones as the list goes on. The cut depends on the listing alone, so that planning again cuts the same."""
+    shard: list[FileSpec] = []
+    size = seen = 0
+    for spec in specs:
+        most = wanted or min(SHARD_FILES, 1 + seen // 256)
+        if shard and (len(shard) >= most or (wanted is None and size + (spec.size or 0) > SHARD_BYTES)):
+            yield shard
+            shard, size = [], 0
+        shard.append(spec)
+        size += spec.size or 0
+        seen += 1
+    if shard:
+        yield shard
+
+
+def _expand(transfer: Transfer, source: AnySource, index: int) -> Iterator[FileSpec]:
+    if isinstance(source, Manifest):
+        listed = _from_manifest(transfer, source)
+    else:
+        name, context = transfer.context(source.uri, source.connection)
+        fetcher = transfer.fetcher(source.uri)
+        listed = (dataclasses.replace(spec, connection=name) for spec in fetcher.expand(source, context))
+    return (dataclasses.replace(spec, source=index) for spec in listed)
+
+
+def _from_manifest(transfer: Transfer, source: Manifest) -> Iterator[FileSpec]:
+    """The files that a manifest lists. The manifest is fetched like any file: verified, published, fetched once for all."""
+    spec = transfer.resolve(FileSpec(0, 0, source.uri, connection=source.connection))
+    record = transfer.reuse(spec) or transfer.fetch(spec)
+    path = transfer.node.store.path_of(record.path)
+    kind = source.format or {"csv": "csv", "jsonl": "jsonl", "ndjson": "jsonl"}.get(path.suffix.lstrip(".").lower(), "txt")
+    part = 0
+    for line, row in _rows(path, kind, source.uri):
+        uri = row.get(source.uri_column)
+        if not uri:
+            raise BadResponse(source.uri, f"line {line}: no {source.uri_column!r}; name the column with Manifest(uri_column=…)")
+        try:
+            check_source_text(str(uri))
+            digest = ":".join(parse_digest(str(row["digest"]))) if row.get("digest") else None
+            size = int(row["size"]) if row.get("size") not in (None, "") else None
+        except (UsageError, ValueError) as error:
+            raise BadResponse(source.uri, f"line {line}: {error}") from None
+        yield FileSpec(0, part, str(uri), digest, size, source.connection)
+        part += 1
+
+
+def _rows(path: Path, kind: str, uri: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    with open(path, encoding="utf-8", newline="") as f:
+        try:
+            if kind == "csv":
+                yield from ((number, dict(row)) for number, row in enumerate(csv.DictReader(f), 2))
+                return
+            for number, line in enumerate(f, 1):
+                text = line.strip()
+                if not text or (kind == "txt" and text.startswith("#")):
+                    continue
+                row = {"uri": text} if kind == "txt" else json.loads(text)
+                if not isinstance(row, dict):
+                    raise BadResponse(uri, f"line {number}: not a JSON object")
+                yield number, row
+        except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+            raise BadResponse(uri, f"not a readable {kind} manifest: {error}") from None

@@ -1,0 +1,105 @@
+"""What is said of a unit to those who know only Celery: its result under its own task id, and its events for Flower."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from celery import Celery, states
+from kombu.exceptions import OperationalError
+
+from ingest.app import FETCH_TASK, PLAN_TASK
+from ingest.errors import IngestError, LedgerUnavailable
+from ingest.ledger import Claim, Result, WorkLedger
+from ingest.model import VERSION, FileRecord
+from ingest.store import Store
+from workers.logs import log
+
+#: Beyond so many, a result names the shard's manifest instead of every path: results are read whole, by every waiter.
+MOST_PATHS = 300
+
+
+def write_result(app: Celery, ledger: WorkLedger, store: Store, member: str) -> None:
+    """Write the Celery result of a settled unit, or of a whole job that asked for one (``ingest.download``).
+
+    ``member`` is in the ledger's outbox until it is written; writing it twice is harmless.
+    """
+    job, _, number = member.rpartition(".")
+    units = [number] if job else [f"p{n}" for n in range(_int(ledger, member, "plan_next"))]
+    if not job:
+        job = member
+        units += [str(n) for n in range(_int(ledger, member, "next"))]
+    records = [r for r in ledger.units(job, units) if r]
+    results = [Result.unpacked(packed) for packed in ledger.results(job, units)]
+    files = sorted((f for r in results for f in r.files), key=lambda f: (f.source, f.part))
+    failures = [f for r in results for f in r.failures]
+    bad = next((r for r in records if r.state in {"failed", "cancelled", "quarantined"}), None)
+    if failures:
+        value: Any = failures[0].exception()
+    elif bad is not None:
+        value = IngestError(f"shard {bad.unit} was {bad.state} {bad.reason}".strip())
+    else:
+        value = _paths(files, store, job, number)
+    app.backend.store_result(member, value, states.FAILURE if isinstance(value, Exception) else states.SUCCESS)
+    ledger.reported(member)
+
+
+def manifest(job: str, shard: str, result: Result) -> bytes:
+    """The lasting record of a shard: JSON with path, size, digest, source, version and samples of each file, and the failures."""
+    files = [f.to_json() for f in result.files]
+    failures = [f.to_json() for f in result.failures]
+    return json.dumps({"v": VERSION, "job": job, "shard": shard, "files": files, "failures": failures}, indent=1).encode()
+
+
+def _int(ledger: WorkLedger, job: str, field: str) -> int:
+    return int(ledger.meta(job)[field])
+
+
+def _paths(files: list[FileRecord], store: Store, job: str, number: str) -> dict[str, Any]:
+    if len(files) > MOST_PATHS:
+        path = store.manifest_path(job, number or "all")
+        if not number:  # each shard has a manifest already; the whole job gets one here
+            path = store.write_manifest(job, "all", manifest(job, "all", Result(tuple(files))))
+        return {"manifest": str(path), "count": len(files)}
+    return {"paths": [f.into or os.path.join(f.root, f.path) for f in files]}
+
+
+def report(app: Celery, ledger: WorkLedger, store: Store, member: str) -> None:
+    """:func:`write_result`, leaving what does not work now to the reconciler: the member stays in the outbox."""
+    try:
+        write_result(app, ledger, store, member)
+    except (IngestError, OperationalError, OSError) as error:
+        log.warning("result.delayed", extra={"shard": member, "error": type(error).__name__, "reason": str(error)})
+
+
+class Events:
+    """Task events for a unit, as if it were a Celery task of its own: Flower shows job, shard and origin in ``args``."""
+
+    def __init__(self, app: Celery, hostname: str | None) -> None:
+        self._app, self._hostname = app, hostname
+
+    def _send(self, *events: tuple[str, dict[str, Any]]) -> None:
+        try:
+            with self._app.events.default_dispatcher(hostname=self._hostname) as dispatcher:
+                for kind, fields in events:
+                    dispatcher.send(kind, **fields)
+        except (OperationalError, LedgerUnavailable, OSError) as error:
+            log.debug("events.lost", extra={"reason": str(error)})
+
+    def started(self, claim: Claim) -> None:
+        args = f"job={claim.job} shard={claim.number} origin={claim.record.origin} files={claim.record.files}"
+        name = PLAN_TASK if claim.is_plan else FETCH_TASK
+        fields = {"uuid": claim.unit, "name": name, "args": args, "kwargs": "{}", "retries": claim.record.attempts}
+        self._send(("task-received", fields | {"eta": None, "expires": None}), ("task-started", {"uuid": claim.unit}))
+
+    def ended(self, claim: Claim, state: str, summary: str, seconds: float) -> None:
+        """``state``: done, failed, cancelled, retried or lost."""
+        if state == "done":
+            self._send(("task-succeeded", {"uuid": claim.unit, "result": summary, "runtime": seconds}))
+        elif state == "failed":
+            self._send(("task-failed", {"uuid": claim.unit, "exception": summary, "traceback": None}))
+        elif state == "cancelled":
+            self._send(("task-revoked", {"uuid": claim.unit, "terminated": True, "signum": None, "expired": False}))
+        else:
+            self._send(("task-retried", {"uuid": claim.unit, "exception": summary, "traceback": None}))

@@ -1,0 +1,100 @@
+"""The Celery tasks: shells. Claim, call one function, ring for the next."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from celery import Task
+from celery.exceptions import Ignore
+
+from ingest.app import DOWNLOAD_TASK, FETCH_QUEUE, FETCH_TASK, PLAN_TASK, app, queues_of
+from ingest.client.submission import check, cut, needs_origin
+from ingest.doorbell import ring
+from ingest.errors import LedgerUnavailable, UsageError
+from ingest.ledger import NewUnit
+from ingest.model import JobOptions, Source
+from workers import node as here
+from workers.fetch import fail_all, fetch_shard, unexpected
+from workers.logs import log
+from workers.plan import plan_source
+from workers.report import report
+
+
+def answer(queue: str, hostname: str | None) -> None:
+    """Claim the best due unit of a queue (else of this node's others of its kind), do it, and ring if more is due."""
+    node, ledger = here.this_node(), here.ledger()
+    if here.stopping():
+        ring(app, {queue: 1})  # this worker takes nothing new; another may
+        return
+    planning = queue not in (FETCH_QUEUE, f"{FETCH_QUEUE}.{node.settings.node}")
+    kind = queues_of(node.settings.node)
+    kind = kind[:2] if planning else kind[2:]
+    # Every process but one may fetch: planning always finds a free one.
+    most = node.settings.concurrency - (0 if planning else 1)
+    try:
+        claim = ledger.claim(node.worker, here.process_tag(), most, [queue, *(q for q in kind if q != queue)])
+        if claim is None:
+            return
+        try:
+            work = plan_source if claim.is_plan else fetch_shard
+            settled = work(app, node, ledger, claim, hostname)
+        except LedgerUnavailable:
+            raise
+        except Exception as error:
+            log.exception("shard.defect", extra={"job": claim.job, "shard": claim.number})
+            settled = fail_all(node, ledger, claim, unexpected(claim, error))
+            report(app, ledger, node.store, claim.unit)
+    except LedgerUnavailable as error:
+        # The lease runs out, or is renewed when the ledger is back and this process is still at it: nothing is lost.
+        log.warning("ledger.unavailable", extra={"node": node.settings.node, "reason": str(error)})
+        return
+    if settled.due:
+        ring(app, {settled.queue: 1})
+
+
+# Doorbells are no news for a dashboard: the units they lead to are (workers.report.Events).
+@app.task(name=FETCH_TASK, bind=True, ignore_result=True, send_events=False)
+def fetch(self: Task, queue: str) -> None:
+    """Doorbell of a fetch queue."""
+    answer(queue, self.request.hostname)
+
+
+@app.task(name=PLAN_TASK, bind=True, ignore_result=True, send_events=False)
+def plan(self: Task, queue: str) -> None:
+    """Doorbell of a plan queue."""
+    answer(queue, self.request.hostname)
+
+
+class Download(Task):  # type: ignore[misc] # Celery has no types
+    """``ingest.download`` as a job of one source under the message's own id: the commit writes the result, not this task."""
+
+    name = DOWNLOAD_TASK
+
+    def run(self, uri: str, into: str | None = None, digest: str | None = None, connection: str | None = None) -> dict[str, Any]:
+        node, ledger = here.this_node(), here.ledger()
+        source = Source(uri, digest, None, connection)
+        check(source)
+        if into is not None and not os.path.isabs(into):
+            raise UsageError(f"into={into!r} must be an absolute path: it is made on the data node, which has another working directory")
+        if connection is not None and connection not in node.settings.connections:
+            raise UsageError(f"connection {connection!r} is not configured on node {node.settings.node}")
+        own = f"node:{node.settings.node}"
+        fetch_queue, plan_queue = queues_of(node.settings.node)[2], queues_of(node.settings.node)[0]
+        job, made = ledger.create(JobOptions(name=f"download {uri}"[:200], placement=own, into=into, reply=True), None, self.request.id)
+        if made:
+            queue = plan_queue if needs_origin(source) else fetch_queue
+            units = [
+                NewUnit.plan(unit.source, unit.index, queue) if unit.source else NewUnit.shard(unit.files, queue)
+                for unit in cut([source], None)
+            ]
+            ledger.add(job, "p" if needs_origin(source) else "", 0, 0, units)
+            ledger.seal(job)
+            ring(app, {queue: len(units)})
+        # The result comes when the job is over, from whoever commits its last shard; this message's work is done.
+        raise Ignore
+
+
+# The client's declaration makes room for the real thing.
+app.tasks.unregister(DOWNLOAD_TASK)
+app.register_task(Download())
