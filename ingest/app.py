@@ -65,8 +65,6 @@ def defaults(settings: Settings | None = None) -> dict[str, Any]:
         "broker_connection_timeout": limits.connect_s,
         # A trainer that cannot ring is told within seconds; the reconciler rings for it anyway.
         "task_publish_retry_policy": {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.3, "interval_max": 1.0},
-        # One process needs one connection to publish with; the default of 10 is for threaded web servers.
-        "broker_pool_limit": 2,
         "redis_socket_timeout": 30.0,
         "redis_socket_connect_timeout": limits.connect_s,
         "redis_socket_keepalive": True,

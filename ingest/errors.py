@@ -141,6 +141,7 @@ class WaitTimeout(IngestError, TimeoutError):
 
     def __init__(self, job: str, seconds: float, waiting_for: str = "") -> None:
         super().__init__(job, seconds, waiting_for)
+        self.args = (job, seconds, waiting_for)  # OSError, which TimeoutError is, keeps two of three
         self.job, self.seconds, self.waiting_for = job, seconds, waiting_for
 
     def __str__(self) -> str:
@@ -213,6 +214,11 @@ class FetchError(IngestError):
 
     def __str__(self) -> str:
         return f"{self.uri}: {self.reason}"
+
+    @property
+    def details(self) -> tuple[Any, ...]:
+        """What it was made of beside the URI, where that is more than the reason; else ()."""
+        return () if self.args[1:] == (self.reason,) else self.args[1:]
 
 
 class TransientFetchError(FetchError):

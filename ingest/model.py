@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from ingest.errors import BadSource, FetchError, UsageError, by_name
+from ingest.errors import BadSource, FetchError, PermanentFetchError, UsageError, by_name
 
 #: Version of every record and message; readers accept what they know and ignore fields that they do not.
 VERSION = 1
@@ -31,6 +32,9 @@ DIGEST_HEX = {
     "blake3": 64,
     "crc32c": 8,
 }
+
+#: User and password in a URI, up to the last @ if there is a colon before it: a password may hold any character.
+_USERINFO = re.compile(r"//[^/?#@:]*(:.*)?@")
 
 T = TypeVar("T", bound="Record")
 
@@ -168,6 +172,7 @@ class Failure(Record):
     shard: str
     node: str = ""
     index: tuple[int, int] = (0, 0)
+    details: tuple[Any, ...] = ()  # what the error was made of beside the source, where that is more than the reason
 
     def __str__(self) -> str:
         where = f" on node {self.node}" if self.node else ""
@@ -175,10 +180,10 @@ class Failure(Record):
 
     def exception(self) -> FetchError:
         """The typed error again, for those who want to raise it."""
-        error = by_name(self.error)
-        made = error.__new__(error)
-        FetchError.__init__(made, self.source, self.reason)
-        return made
+        try:
+            return by_name(self.error)(self.source, *(self.details or (self.reason,)))
+        except TypeError:  # details of another version, or none of an error that is made of several
+            return PermanentFetchError(self.source, f"{self.error}: {self.reason}")
 
 
 @dataclass(frozen=True)
@@ -249,17 +254,17 @@ def parse_digest(digest: str) -> tuple[str, str]:
 
 def check_source_text(uri: str) -> None:
     """Refuse what can be refused without asking anyone: control characters, no scheme, a password in the URI."""
+    shown = _USERINFO.sub("//", uri)
     if not uri or uri != uri.strip() or any(ord(c) < 32 or ord(c) == 127 for c in uri):
-        raise BadSource(uri, "empty, or with white space at its ends or control characters inside")
+        raise BadSource(shown, "empty, or with white space at its ends or control characters inside")
     try:
         parts = urlsplit(uri)
-        _ = parts.port
-    except ValueError as error:
-        raise BadSource(uri, f"not a URI: {error}") from None
+        _ = parts.port, parts.netloc.encode()
+    except ValueError:
+        raise BadSource(shown, "not a URI: its host or port cannot be read") from None
     if not parts.scheme or "://" not in uri:
-        raise BadSource(uri, "has no scheme; write https://…, s3://…, file:///… or another URI that fsspec opens")
+        raise BadSource(shown, "has no scheme; write https://…, s3://…, file:///… or another URI that fsspec opens")
     if parts.password is not None:
-        shown = uri.replace(parts.netloc, parts.hostname or "")
         raise BadSource(
             shown, "a password in a URI would travel through the queue; put it under [connections.NAME] on the data nodes "
             "and pass Source(uri, connection='NAME')",

@@ -14,7 +14,7 @@ def rendezvous(key: str, nodes: Sequence[str]) -> str:
 
     (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998.)
     """
-    return max(nodes, key=lambda node: hashlib.sha256(f"{node}\0{key}".encode()).digest())
+    return max(nodes, key=lambda node: hashlib.sha256(f"{node}\0{key}".encode("utf-8", "surrogatepass")).digest())
 
 
 def choose_queue(queue: str, placement: str, nodes: Iterable[str], key: str) -> str:

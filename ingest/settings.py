@@ -154,8 +154,14 @@ class Settings:
         """
         if name is not None:
             return self.connections[name]
-        matching = [c for c in self.connections.values() if c.match and uri.startswith(c.match)]
+        matching = [c for c in self.connections.values() if c.match and _under(uri, c.match)]
         return max(matching, key=lambda c: len(c.match or ""), default=None)
+
+
+def _under(uri: str, prefix: str) -> bool:
+    """Whether a URI lies under a prefix: ``https://data.corp`` is no prefix of ``https://data.corp.evil.com/``."""
+    rest = uri[len(prefix) :]
+    return uri.startswith(prefix) and (not rest or prefix.endswith("/") or rest[0] in "/:?#")
 
 
 def redact(url: str) -> str:

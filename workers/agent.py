@@ -21,7 +21,7 @@ from ingest.errors import IngestError, LedgerUnavailable
 from ingest.ledger import WorkLedger
 from ingest.settings import current
 from ingest.store import Store
-from workers import logs
+from workers import holding, logs
 from workers.logs import log
 from workers.node import started
 from workers.reconcile import Reconciler
@@ -33,13 +33,14 @@ STUCK_S = 10.0
 class Agent:
     """One per worker. ``parent`` is the process id of ``celery worker``."""
 
-    def __init__(self, worker: str, parent: int) -> None:
+    def __init__(self, worker: str, parent: int, table: int) -> None:
         self.settings = current()
-        self.worker, self.parent = worker, parent
+        self.worker, self.parent, self._table = worker, parent, table
         self.ledger = WorkLedger(self.settings, retries=1)
         self.store = Store.open(self.settings.store)
         self.reconciler = Reconciler(app_for(self.settings), self.ledger, self.store, self.settings.limits.renew_s)
         self.kill_at: float | None = None
+        self._idle: set[tuple[str, str]] = set()
         self._told: dict[str, tuple[float, int]] = {}
         self._away = False
 
@@ -54,11 +55,20 @@ class Agent:
     def beat(self) -> None:
         """One round: renew what living processes hold, take back what dead ones held, stop what is to stop."""
         held = self.ledger.held(self.worker)
-        alive, dead = [], []
+        alive, dead, idle = [], [], set()
         for unit, (tag, fence) in held.items():
-            (alive if _lives(tag) else dead).append((unit, fence))
-        for unit, _ in dead:
-            log.warning("process.died", extra={"shard": unit, "node": self.settings.node})
+            lives = _lives(tag)
+            at_work = lives and holding.holds(self._table, int(tag.partition(":")[0]), unit, fence)
+            # A process that has just claimed has not said so yet: only the second look counts.
+            if lives and not at_work:
+                idle.add((unit, fence))
+            if at_work or (lives and (unit, fence) not in self._idle):
+                alive.append((unit, fence))
+            else:
+                dead.append((unit, fence))
+                reason = "its process has nothing in hand" if lives else "its process died"
+                log.warning("lease.taken_back", extra={"shard": unit, "node": self.settings.node, "reason": reason})
+        self._idle = idle
         stop = self.ledger.beat(self.worker, self.info(), alive, dead)
         self._end_stuck(held, stop)
         if self.kill_at and time.monotonic() > self.kill_at:
@@ -132,7 +142,7 @@ def main(argv: list[str]) -> int:
     """``python -m workers.agent {"worker": …, "parent": pid, "grace_s": …, "level": …}``, started by the worker."""
     given = json.loads(argv[0])
     logs.setup(current().log_format, given.get("level", logging.INFO))
-    agent = Agent(given["worker"], given["parent"])
+    agent = Agent(given["worker"], given["parent"], given["table"])
 
     def on_stopping(signum: int, frame: FrameType | None) -> None:
         agent.stop_soon(given["grace_s"])

@@ -23,6 +23,7 @@ class Control:
         self._slice_end = time.monotonic() + slice_s
         self._next = time.monotonic() + every_s
         self._lock = threading.Lock()
+        self._asking = threading.Lock()  # another one: while one thread asks a slow ledger, the bytes of the others go on
         self._why = ""
 
     @property
@@ -46,12 +47,12 @@ class Control:
                 self.interrupt("slice")
             elif self._stopping():
                 self.interrupt("stopping")
-            elif now >= self._next and self._lock.acquire(blocking=False):
+            elif now >= self._next and self._asking.acquire(blocking=False):
                 try:
                     self._ask()
                 finally:
                     self._next = time.monotonic() + self._every_s
-                    self._lock.release()
+                    self._asking.release()
         if self._why:
             raise Interrupted(self._why)
 

@@ -115,7 +115,7 @@ class Trail:
         self._policy.check(self._uri, host, address, from_public=self._from_public)
 
     def approach(self, host: str, *, proxied: bool) -> None:
-        """About to connect for ``host``: a literal address is judged before a packet leaves, a name once it is connected.
+        """About to connect for ``host``: a literal address is judged before a packet leaves, a name once connected.
 
         Behind a proxy a name stays unjudged and counts as public. Raises :class:`EgressDenied`.
         """

@@ -156,7 +156,7 @@ def _failure(node: Node, claim: Claim, spec: FileSpec, error: FetchError) -> Fai
         "file.failed",
         extra={"job": claim.job, "shard": claim.number, "node": node.settings.node, "source": spec.uri, "error": name, "reason": error.reason},
     )
-    return Failure(spec.uri, name, error.reason, claim.record.attempts + 1, claim.unit, node.settings.node, (spec.source, spec.part))
+    return Failure(spec.uri, name, error.reason, claim.record.attempts + 1, claim.unit, node.settings.node, (spec.source, spec.part), error.details)
 
 
 def _settle(node: Node, ledger: WorkLedger, claim: Claim, control: Control, outcome: Outcome) -> tuple[Settled, str, str]:

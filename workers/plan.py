@@ -65,7 +65,7 @@ def plan_source(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostn
         if is_final(node.settings.retry, error, attempt, claim.options.attempts, claim.age_s, claim.options.deadline_s):
             state = "failed"
             index = (claim.record.source, 0)
-            failure = Failure(source.uri, type(error).__name__, error.reason, attempt, claim.unit, node.settings.node, index)
+            failure = Failure(source.uri, type(error).__name__, error.reason, attempt, claim.unit, node.settings.node, index, error.details)
             settled = ledger.commit(claim, "failed", Result(failures=(failure,)), ())
         else:
             assert isinstance(error, TransientFetchError)

@@ -10,9 +10,9 @@ from celery import Celery, states
 from kombu.exceptions import OperationalError
 
 from ingest.app import FETCH_TASK, PLAN_TASK
-from ingest.errors import IngestError, LedgerUnavailable
+from ingest.errors import IngestError, LedgerUnavailable, UnknownJob
 from ingest.ledger import Claim, Result, WorkLedger
-from ingest.model import VERSION, FileRecord
+from ingest.model import TERMINAL_SHARD, VERSION, FileRecord
 from ingest.store import Store
 from workers.logs import log
 
@@ -31,6 +31,10 @@ def write_result(app: Celery, ledger: WorkLedger, store: Store, member: str) -> 
         job = member
         units += [str(n) for n in range(_int(ledger, member, "next"))]
     records = [r for r in ledger.units(job, units) if r]
+    if not records:
+        raise UnknownJob(job)
+    if any(r.state not in TERMINAL_SHARD for r in records):
+        return  # tried again meanwhile: its next end writes the result
     results = [Result.unpacked(packed) for packed in ledger.results(job, units)]
     files = sorted((f for r in results for f in r.files), key=lambda f: (f.source, f.part))
     failures = [f for r in results for f in r.failures]
@@ -69,6 +73,8 @@ def report(app: Celery, ledger: WorkLedger, store: Store, member: str) -> None:
     """:func:`write_result`, leaving what does not work now to the reconciler: the member stays in the outbox."""
     try:
         write_result(app, ledger, store, member)
+    except UnknownJob:
+        ledger.reported(member)  # it has expired: nobody can ask for it any more
     except (IngestError, OperationalError, OSError) as error:
         log.warning("result.delayed", extra={"shard": member, "error": type(error).__name__, "reason": str(error)})
 

@@ -81,7 +81,7 @@ class Profile:
 
     @property
     def by_path(self) -> bool:
-        """``endpoint/bucket/key`` instead of ``bucket.endpoint/key``; other servers than Amazon's mostly know only that."""
+        """``endpoint/bucket/key``, not ``bucket.endpoint/key``: what most servers beside Amazon's know."""
         return self.endpoint is not None if self.path_style is None else self.path_style
 
 
@@ -121,7 +121,7 @@ def _make_client(profile: Profile) -> Any:
 
 
 class _Credentials:
-    """What obstore calls when it wants credentials. Ours, always: its own reading of the environment would mix the two."""
+    """What obstore calls for credentials. Ours, always: it would mix a profile's with those of the environment."""
 
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
@@ -157,7 +157,7 @@ def _address(profile: Profile) -> tuple[str | None, str]:
 
 @lru_cache(maxsize=256)
 def store_for(profile: Profile, bucket: str) -> S3Store:
-    """The obstore store of a bucket; thread-safe. Raises ImportError, or ValueError where no credentials are to be had."""
+    """The obstore store of a bucket; thread-safe. Raises ImportError, or ValueError for want of credentials."""
     from obstore.store import S3Store
 
     endpoint, region = _address(profile)
@@ -191,7 +191,7 @@ def store_for(profile: Profile, bucket: str) -> S3Store:
 
 
 def translate(uri: str, error: BaseException, context: Context) -> FetchError:
-    """Any error of obstore or botocore as one of ours. The text of neither is passed on: obstore's is a debug dump."""
+    """Any error of obstore or botocore as one of ours. Neither's text is passed on: obstore's is a debug dump."""
     if isinstance(error, ImportError):
         return MissingExtra(uri, EXTRA)
     if isinstance(error, FetchError):
@@ -203,7 +203,11 @@ def translate(uri: str, error: BaseException, context: Context) -> FetchError:
 
 
 def _where(context: Context) -> str:
-    return f"[connections.{context.connection.name}]" if context.connection else "a connection for it, or the node's AWS set-up,"
+    return (
+        f"[connections.{context.connection.name}]"
+        if context.connection
+        else "a connection for it, or the node's AWS set-up,"
+    )
 
 
 def _answer(error: BaseException) -> tuple[int, str, str]:
@@ -263,13 +267,21 @@ def _from_silence(uri: str, error: BaseException, context: Context) -> FetchErro
         "no AWS credentials" in text
     ):
         return AccessDenied(
-            uri, f"no usable credentials on the data node; set key and secret, profile, or anonymous = true in {_where(context)}"
+            uri,
+            "no usable credentials on the data node; "
+            f"set key and secret, profile, or anonymous = true in {_where(context)}",
         )
     if "dns error" in text or "failed to lookup address" in text:
         return ConnectionLost(uri, "the host name of the endpoint does not resolve")
-    if kind or isinstance(error, OSError) or name in {"EndpointConnectionError", "ConnectionClosedError", "HTTPClientError"}:
+    if (
+        kind
+        or isinstance(error, OSError)
+        or name in {"EndpointConnectionError", "ConnectionClosedError", "HTTPClientError"}
+    ):
         refused = "Connection refused" in text or "ConnectionRefused" in text or name == "EndpointConnectionError"
         return ConnectionLost(uri, "connection refused" if refused else "the connection was lost")
     if name in {"ResponseStreamingError", "ProtocolError", "SSLError"}:
         return ConnectionLost(uri, f"the connection was lost ({name})")
-    return BadResponse(uri, f"the S3 client gave up: {name}: {text.splitlines()[0][:200] if text else 'no reason given'}")
+    return BadResponse(
+        uri, f"the S3 client gave up: {name}: {text.splitlines()[0][:200] if text else 'no reason given'}"
+    )

@@ -25,7 +25,7 @@ class NoRange(Exception):
 
 @dataclass(frozen=True)
 class Part:
-    """An answer whose body has not been read yet. ``total`` is the length of the whole object, ``length`` of this part."""
+    """An answer whose body is not read yet. ``total`` is the length of the whole object, ``length`` of this part."""
 
     etag: str | None
     total: int
@@ -52,14 +52,16 @@ def reader_for(uri: str, context: Context) -> Reader:
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """``s3://bucket/key`` → (bucket, key). The key is taken literally: nothing in it is decoded, ``?`` and ``#`` belong to it."""
+    """``s3://bucket/key`` → (bucket, key). The key is literal: nothing is decoded, ``?`` and ``#`` belong to it."""
     bucket, _, key = uri.partition("://")[2].partition("/")
     return bucket, key
 
 
 def plain(key: str) -> bool:
-    """True for a key that obstore can say: its paths have no empty, ``.`` or ``..`` segment and no control characters."""
-    return all(part not in {"", ".", ".."} for part in key.split("/")) and not any(ord(c) < 32 or ord(c) == 127 for c in key)
+    """True for a key that obstore can say: no empty, ``.`` or ``..`` segment, no control characters."""
+    if any(ord(character) < 32 or ord(character) == 127 for character in key):
+        return False
+    return all(part not in {"", ".", ".."} for part in key.split("/"))
 
 
 @contextmanager
@@ -69,7 +71,7 @@ def edge(uri: str, context: Context) -> Iterator[None]:
         yield
     except (NotModified, NoRange):
         raise
-    except Exception as error:  # the libraries' trees have no common base: obstore raises ValueError and FileNotFoundError too
+    except Exception as error:  # the libraries' trees have no common base, and obstore raises ValueError too
         text = str(error)
         status = (getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode")
         if type(error).__name__ == "NotModifiedError" or status == 304:
@@ -98,9 +100,15 @@ class _ObstoreReader:
     def open(self, span: tuple[int, int] | None, match: str | None, none_match: str | None = None) -> Part:
         import obstore
 
-        options: dict[str, Any] = {"if_match": match, "if_none_match": none_match, "range": span}
+        options: obstore.GetOptions = {}
+        if match:
+            options["if_match"] = match
+        if none_match:
+            options["if_none_match"] = none_match
+        if span:
+            options["range"] = span
         with edge(self.uri, self.context):
-            got = obstore.get(self.store, self.key, options={k: v for k, v in options.items() if v is not None})  # type: ignore[arg-type] # built from its own keys
+            got = obstore.get(self.store, self.key, options=options)
             meta, (start, end) = got.meta, got.range
             chunks = iter(got.stream(min_chunk_size=CHUNK_BYTES))
         return Part(meta["e_tag"], meta["size"], end - start, _guarded(chunks, self.uri, self.context))
@@ -125,9 +133,11 @@ class _BotocoreReader:
             got = client_for(self.profile).get_object(
                 Bucket=self.bucket, Key=self.key, **{k: v for k, v in asked.items() if v is not None}
             )
-            total = int(got["ContentRange"].rpartition("/")[2]) if span and "ContentRange" in got else got["ContentLength"]
-            if span and "ContentRange" not in got:
-                got["Body"].close()
-                raise NoRange
+            total = got["ContentLength"]
+            if span:
+                if "ContentRange" not in got:
+                    got["Body"].close()
+                    raise NoRange
+                total = int(got["ContentRange"].rpartition("/")[2])
             chunks = got["Body"].iter_chunks(CHUNK_BYTES)
         return Part(got.get("ETag"), total, got["ContentLength"], _guarded(chunks, self.uri, self.context))

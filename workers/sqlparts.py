@@ -1,8 +1,8 @@
 """SQL text and partition bounds, as pure functions: no connection is opened here.
 
-A partition travels as a JSON mapping: ``table`` or ``query``, ``columns``, ``where``, ``key``, ``lo``, ``hi``, ``types``,
-``row_group_rows``. ``lo`` is inclusive and ``hi`` exclusive; None means unbounded on that side, and the partition without
-``lo`` also has the rows whose key is NULL, so that no row is ever lost, also one that was inserted after the planning.
+A partition travels as a JSON mapping: ``table`` or ``query``, ``columns``, ``where``, ``key``, ``lo``, ``hi``,
+``types``, ``row_group_rows``. ``lo`` is inclusive and ``hi`` exclusive; None means unbounded on that side, and the
+partition without ``lo`` also has the rows whose key is NULL: no row is lost, also none inserted since the planning.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any, Protocol
 
 from ingest.model import Sql
@@ -102,11 +103,11 @@ def whole(sql: Sql) -> dict[str, Any]:
 def split(part: Mapping[str, Any], key: str, bounds: Sequence[Bound]) -> list[dict[str, Any]]:
     """``len(bounds) + 1`` partitions that together are ``part``."""
     edges = [None, *bounds, None]
-    return [{**part, "key": key, "lo": lo, "hi": hi} for lo, hi in zip(edges, edges[1:], strict=False)]
+    return [{**part, "key": key, "lo": lo, "hi": hi} for lo, hi in pairwise(edges)]
 
 
 def select(dialect: Dialect, part: Mapping[str, Any]) -> str:
-    """The statement for one partition. Names are quoted; ``query`` and ``where`` are the submitter's SQL, run read-only."""
+    """The statement for one partition. Names are quoted; ``query`` and ``where`` are the submitter's SQL."""
     columns = ", ".join(dialect.quote(name) for name in part.get("columns") or ()) or "*"
     conditions = [f"(\n{part['where']}\n)"] if part.get("where") else []
     if part.get("key"):
@@ -129,11 +130,11 @@ def origin(dialect: Dialect, part: Mapping[str, Any]) -> str:
 
 def _range(dialect: Dialect, part: Mapping[str, Any]) -> list[str]:
     key, lo, hi = dialect.quote(part["key"]), part.get("lo"), part.get("hi")
-    if lo is None and hi is None:
-        return []
-    if lo is None:
-        return [f"({key} < {dialect.literal(hi)} OR {key} IS NULL)"]
-    return [f"{key} >= {dialect.literal(lo)}"] + ([f"{key} < {dialect.literal(hi)}"] if hi is not None else [])
+    above = [f"{key} >= {dialect.literal(lo)}"] if lo is not None else []
+    if hi is None:
+        return above
+    below = f"{key} < {dialect.literal(hi)}"
+    return [*above, below] if above else [f"({below} OR {key} IS NULL)"]
 
 
 def quoted(name: str) -> str:

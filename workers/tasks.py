@@ -14,6 +14,7 @@ from ingest.doorbell import ring
 from ingest.errors import LedgerUnavailable, UsageError
 from ingest.ledger import NewUnit
 from ingest.model import JobOptions, Source
+from workers import holding
 from workers import node as here
 from workers.fetch import fail_all, fetch_shard, unexpected
 from workers.logs import log
@@ -36,6 +37,7 @@ def answer(queue: str, hostname: str | None) -> None:
         claim = ledger.claim(node.worker, here.process_tag(), most, [queue, *(q for q in kind if q != queue)])
         if claim is None:
             return
+        holding.hold(claim.unit, claim.fence)
         try:
             work = plan_source if claim.is_plan else fetch_shard
             settled = work(app, node, ledger, claim, hostname)
@@ -45,8 +47,10 @@ def answer(queue: str, hostname: str | None) -> None:
             log.exception("shard.defect", extra={"job": claim.job, "shard": claim.number})
             settled = fail_all(node, ledger, claim, unexpected(claim, error))
             report(app, ledger, node.store, claim.unit)
+        finally:
+            holding.let_go()
     except LedgerUnavailable as error:
-        # The lease runs out, or is renewed when the ledger is back and this process is still at it: nothing is lost.
+        # What was claimed is taken back by the agent, which sees that nobody has it in hand.
         log.warning("ledger.unavailable", extra={"node": node.settings.node, "reason": str(error)})
         return
     if settled.due:

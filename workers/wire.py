@@ -18,7 +18,6 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from ingest.errors import BadResponse
 from workers.egress import Trail, parse_address
 
 #: How long a silent connection is waited for before the caller is asked whether to go on: a cancel is seen that soon.
@@ -156,7 +155,7 @@ class _Judged(HTTPConnection):
         peer = sock.getpeername()[0]
         address = parse_address(peer)
         if address is None:
-            raise BadResponse("", f"connected to {peer!r}, which is no IP address")
+            raise OSError(f"connected to {peer!r}, which is no IP address")
         trail.visit(self.host, address)
 
 

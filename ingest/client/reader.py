@@ -80,8 +80,11 @@ class JobReader:
     def _read_layout(self) -> None:
         """Extend ``order`` by what is certain: shards of sources before the first one that is still being planned, and of that
         one as far as it has come (a planner adds its shards in order)."""
+        # What has been planned is asked before what there is: a planner that ends in between has added its shards by then.
         meta = self._ledger.meta(self.job)
-        shards, plans = int(meta["next"]), int(meta["plan_next"])
+        plans = self._ledger.units(self.job, [f"p{n}" for n in range(int(meta["plan_next"]))])
+        open_plans = [r.source for r in plans if r and r.state not in TERMINAL_SHARD]
+        shards = int(self._ledger.meta(self.job)["next"])
         new = [str(n) for n in range(self._seen, shards)]
         self._seen = shards
         for at in range(0, len(new), 1000):
@@ -89,9 +92,6 @@ class JobReader:
             for n, record in zip(some, self._ledger.units(self.job, some), strict=True):
                 if record is not None:
                     self._pending[int(n)] = record
-        open_plans = [
-            r.source for r in self._ledger.units(self.job, [f"p{n}" for n in range(plans)]) if r and r.state not in TERMINAL_SHARD
-        ]
         sealed = meta["sealed"] == "1"
         certain = min(open_plans, default=math.inf if sealed else int(meta["upto"]))
         fresh = [ShardLayout(n, r.source, r.part, r.files) for n, r in self._pending.items() if r.source <= certain]

@@ -46,8 +46,9 @@ def check(source: AnySource) -> None:
         return
     if is_pattern(source.uri) and scheme in {"http", "https"}:
         raise BadSource(source.uri, "HTTP cannot list: name the files, use a brace range like a-{000..127}.tar, or an ingest.Manifest")
+    many = needs_origin(source) or count_braces(source.uri) != 1
     if source.digest is not None or source.size is not None:
-        if needs_origin(source) or count_braces(source.uri) != 1:
+        if many:
             raise BadSource(source.uri, "a digest or size belongs to one file, and this is a range or pattern of many")
         if source.digest is not None:
             parse_digest(source.digest)
@@ -100,8 +101,9 @@ def cut(sources: Sequence[AnySource], wanted: int | None) -> Iterator[Unit]:
             yield Unit(index, source=source)
             continue
         assert isinstance(source, Source)
+        digest = ":".join(parse_digest(source.digest)) if source.digest else None
         for part, uri in enumerate(expand_braces(source.uri)):
-            files.append(FileSpec(index, part, uri, source.digest, source.size, source.connection))
+            files.append(FileSpec(index, part, uri, digest, source.size, source.connection))
             if len(files) >= size:
                 yield Unit(files[0].source, tuple(files))
                 files = []

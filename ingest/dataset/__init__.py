@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
     try:
         from ingest.dataset.streaming import StreamingDataset
     except ModuleNotFoundError as error:
-        if error.name != "torch":
+        if (error.name or "").partition(".")[0] != "torch":
             raise
         raise ImportError("StreamingDataset needs PyTorch: pip install 'ingest[torch]'") from error
     return StreamingDataset

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ingest.dataset.protocols import End, Layout, LocalFile, Reader
-from ingest.dataset.relay import to_wire
+from ingest.dataset.relay import from_wire, to_wire
 from ingest.dataset.wire import Server
 from ingest.errors import IngestError, LedgerUnavailable
 from ingest.model import TERMINAL_JOB, Failure
@@ -42,7 +42,9 @@ class Feed:
         self._state = "planning"
         self._asked: set[int] = set()  # shards of which somebody wants to know what they wait for
         self._reasons: dict[int, str] = {}
-        self._error: IngestError | None = None
+        # In its wire form, and made anew for each who waits: an error that is raised keeps the frames that it passed
+        # through alive, and with them the dataset.
+        self._error: Mapping[str, Any] | None = None
         self._closed = False
         self._entries: dict[int, tuple[End, list[LocalFile | Failure]]] = {}
         self._questions = {"begin": self._begin, "extent": self._extent, "file": self._file, "why": self._why}
@@ -75,9 +77,10 @@ class Feed:
                     self._take_in(error)
                     with self._news:
                         self._news.wait_for(lambda: self._closed, _AGAIN_S)
-        except Exception as error:  # whatever it is, it must reach those who wait rather than end this thread unseen
-            known = isinstance(error, IngestError)
-            self._take_in(error if known else IngestError(f"following job {self._job} failed: {error!r}"))  # type: ignore[arg-type]  # known
+        except IngestError as error:
+            self._take_in(error)
+        except Exception as error:  # noqa: BLE001 - it must reach those who wait rather than end this thread unseen
+            self._take_in(IngestError(f"following job {self._job} failed: {error!r}"))
         finally:
             self._reader.close()
 
@@ -92,7 +95,7 @@ class Feed:
                     self._files += layout.files
                 self._state = self._reader.state
                 self._complete = self._reader.complete or self._state in TERMINAL_JOB
-            self._error = error
+            self._error = None if error is None else to_wire(error)
             self._news.notify_all()
 
     def _look_up(self) -> None:
@@ -118,7 +121,7 @@ class Feed:
             return self._questions[request["ask"]](request)
         except IngestError as error:
             return to_wire(error)
-        except Exception as error:  # an answer is owed: without one the worker would wait until its deadline
+        except Exception as error:  # noqa: BLE001 - an answer is owed, or the worker would wait until its deadline
             return to_wire(IngestError(f"{type(error).__name__}: {error}"))
 
     def _begin(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -163,7 +166,7 @@ class Feed:
             self._reasons.pop(shard, None)
             self._asked.add(shard)
             self._news.wait_for(lambda: shard in self._reasons or self._error is not None or self._closed, _WHY_S)
-            said = self._reasons.get(shard) or self._error or "the ledger does not say now what it waits for"
+            said = self._reasons.get(shard) or "the ledger does not say now what it waits for"
         return {"why": f"file {position} of its order, in shard {shard}: {said}"}
 
     def _wait(self, ready: Callable[[], bool], wait_s: float) -> bool:
@@ -173,7 +176,7 @@ class Feed:
             if ready():
                 return True
             if self._error is not None:
-                raise self._error
+                raise from_wire(self._error)
             if self._closed:
                 raise IngestError(f"the dataset of job {self._job} was closed")
         return False

@@ -8,10 +8,14 @@ if not holds(rec, fence) then
   return {'lost'}
 end
 rec.er = ARGV[6]
+rec.bo = nil
 if counted then
-  rec.at = rec.at + 1
+  rec.at, rec.bo = rec.at + 1, 1
   redis.call('HINCRBY', jobkey(job), 'retries', 1)
+elseif rec.wk then
+  delay = 0
 end
+rec.wk = nil
 if ARGV[7] ~= '' then
   redis.call('HSET', jobkey(job, 'done'), n, ARGV[7])
   local files, failed, bytes = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])

@@ -1,19 +1,19 @@
 -- claim(worker, pid, max_held, lease_ms, queue, …): the best due unit of the first queue that has one, as
--- {unit, fence, record, spec, options, earlier result, age of the job in ms} – or "full" when this worker holds max_held already, or nil.
+-- {unit, fence, record, spec, options, earlier result, ms since the job was made or retried} – or "full" when this worker holds max_held already, or nil.
 -- A process holds one unit at most: asking again gives that one again, so a lost reply is harmless.
 local worker, pid, max_held, lease = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local held = P .. 'held:' .. worker
 
 local function handed(unit, rec, job, n)
-  return {unit, rec.f, cjson.encode(rec), redis.call('HGET', jobkey(job, 'spec'), n),
-    redis.call('HGET', jobkey(job), 'options'), redis.call('HGET', jobkey(job, 'done'), n) or '',
-    NOW - tonumber(redis.call('HGET', jobkey(job), 'created'))}
+  local meta = redis.call('HMGET', jobkey(job), 'options', 'again', 'created')
+  return {unit, rec.f, cjson.encode(rec), redis.call('HGET', jobkey(job, 'spec'), n), meta[1],
+    redis.call('HGET', jobkey(job, 'done'), n) or '', NOW - tonumber(meta[2] or meta[3])}
 end
 
 local mine = redis.call('HGETALL', held)
 for at = 1, #mine, 2 do
-  local fence = string.match(mine[at + 1], '^' .. pid .. ' (.+)$')
-  if fence then
+  local whose, fence = string.match(mine[at + 1], '^(%S+) (.+)$')
+  if whose == pid then
     local rec, job, n = load(mine[at])
     if holds(rec, fence) then return handed(mine[at], rec, job, n) end
     redis.call('HDEL', held, mine[at])
@@ -41,7 +41,7 @@ for at = 6, #ARGV do
           redis.call('SET', P .. 'epoch', epoch)
         end
         rec.f = epoch .. '-' .. string.format('%d', redis.call('INCR', P .. 'fence'))
-        rec.w, rec.x, rec.xw = worker, nil, nil
+        rec.w, rec.x, rec.xw, rec.bo, rec.wk = worker, nil, nil, nil, nil
         set_state(job, n, rec, 'leased')
         save(job, n, rec)
         redis.call('ZADD', P .. 'leases', NOW + lease, unit)

@@ -15,6 +15,10 @@ redis.call('HINCRBY', jobkey(job), 'files_done', files - (rec.fd or 0))
 redis.call('HINCRBY', jobkey(job), 'files_failed', failed - (rec.ff or 0))
 redis.call('HINCRBY', jobkey(job), 'bytes', string.format('%.0f', bytes - (rec.by or 0)))
 rec.fd, rec.ff, rec.by = files, failed, bytes
-settle(unit, job, n, rec, state)
+if state == 'cancelled' and not cancelled(job) then
+  give_back(unit, job, n, rec, 0) -- it was told to stop, and meanwhile somebody said "retry"
+else
+  settle(unit, job, n, rec, state)
+end
 land(unit, flights)
 return {'ok', redis.call('ZCARD', P .. 'due:' .. rec.q), rec.q}

@@ -2,6 +2,7 @@
 -- A unit is "<job>.<n>" (a shard) or "<job>.p<n>" (a piece of planning). Its record is JSON in the hash job:<id>:shard:
 --   s state   q queue   i source of its first file   p part of it   c files listed   o origin   f fence of the last lease
 --   w worker  at attempts  dl worker deaths  nb due at (ms)  er last reason  fd files done  ff files failed  by bytes done
+--   x, xw process and worker of a lease that ran out   bo 1: backs off from an origin   wk 1: what it waited for has landed
 -- Times are Redis's own, in milliseconds. Keys are built here, so this ledger lives in one Redis, not in a cluster.
 local P = ARGV[1]
 local CLOCK = redis.call('TIME')
@@ -60,10 +61,11 @@ local function push_due(unit, job, n, rec)
   rec.nb = 0
 end
 
--- A unit that comes back is not new work: it goes before what its job still has in the queue.
+-- A unit that comes back is not new work: it goes before what its job still has in the queue. One step after the clock, not
+-- at it: one that comes back again and again would else always be the best, and nobody else's turn would come.
 local function push_back(unit, rec)
   local clock = tonumber(redis.call('GET', P .. 'vtime:' .. rec.q) or '0')
-  redis.call('ZADD', P .. 'due:' .. rec.q, clock, unit)
+  redis.call('ZADD', P .. 'due:' .. rec.q, clock + 1, unit)
   redis.call('SADD', P .. 'queues', rec.q)
   rec.nb = 0
 end
@@ -91,7 +93,7 @@ local function holds(rec, fence)
 end
 
 local function finish_if_over(job)
-  local meta = redis.call('HMGET', jobkey(job), 'sealed', 'open', 'plans', 'state', 'cancelled', 'failed', 'keep', 'reply', 'stopped')
+  local meta = redis.call('HMGET', jobkey(job), 'sealed', 'open', 'plans', 'state', 'stopped', 'failed', 'keep', 'reply')
   if meta[1] ~= '1' then return end
   if tonumber(meta[3]) == 0 and meta[4] == 'planning' then
     redis.call('HSET', jobkey(job), 'state', 'running')
@@ -100,7 +102,7 @@ local function finish_if_over(job)
   if tonumber(meta[2]) > 0 or meta[4] == 'done' or meta[4] == 'failed' or meta[4] == 'cancelled' then return end
   local state = 'done'
   if tonumber(meta[6] or '0') > 0 then state = 'failed' end
-  if meta[5] == '1' and tonumber(meta[9] or '0') > 0 then state = 'cancelled' end
+  if tonumber(meta[5] or '0') > 0 then state = 'cancelled' end
   redis.call('HSET', jobkey(job), 'state', state, 'finished', NOW)
   redis.call('ZADD', P .. 'expire', NOW + tonumber(meta[7]), job)
   redis.call('ZREM', P .. 'unsealed', job)
@@ -173,21 +175,31 @@ local function release_dead(unit, job, n, rec, limit, expired)
   give_back(unit, job, n, rec, 0)
 end
 
--- What this unit was fetching is no longer in flight: those who waited for it may look.
+-- One that waited for this unit's flight may look. Not one that backs off from an origin: that has its time from elsewhere.
+local function wake(waiter)
+  local rec, job, n = load(waiter)
+  if not rec then return end
+  if rec.s == 'leased' then
+    rec.wk = 1 -- on its way to bed: it need not lie down
+  elseif rec.s == 'due' and not rec.bo and redis.call('ZREM', P .. 'delayed', waiter) == 1 then
+    push_back(waiter, rec)
+  else
+    return
+  end
+  save(job, n, rec)
+end
+
+-- What this unit was fetching is no longer in flight. Of the keys that it names, those in another's flight are left alone.
 local function land(unit, flights)
   for _, key in ipairs(flights) do
     local flight = P .. 'flight:' .. key
     local holder = redis.call('GET', flight)
-    if holder and string.match(holder, '^(%S+) ') == unit then redis.call('DEL', flight) end
-    for _, waiter in ipairs(redis.call('SMEMBERS', P .. 'waiting:' .. key)) do
-      if redis.call('ZREM', P .. 'delayed', waiter) == 1 then
-        local rec, job, n = load(waiter)
-        if rec and rec.s == 'due' then
-          push_back(waiter, rec)
-          save(job, n, rec)
-        end
+    if not holder or string.match(holder, '^(%S+) ') == unit then
+      redis.call('DEL', flight)
+      for _, waiter in ipairs(redis.call('SMEMBERS', P .. 'waiting:' .. key)) do
+        if waiter ~= unit then wake(waiter) end
       end
+      redis.call('DEL', P .. 'waiting:' .. key)
     end
-    redis.call('DEL', P .. 'waiting:' .. key)
   end
 end

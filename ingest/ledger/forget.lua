@@ -1,5 +1,7 @@
--- forget(job): a finished job leaves the ledger. Its files and their manifests stay in the stores.
+-- forget(job): a finished job leaves the ledger; one that was brought back to life meanwhile stays. Its files and their manifests
+-- stay in the stores. Returns whether it went.
 local job = ARGV[2]
+if not redis.call('ZSCORE', P .. 'expire', job) then return 0 end
 local key = redis.call('HGET', jobkey(job), 'key')
 if key and key ~= '' and redis.call('GET', P .. 'key:' .. key) == job then redis.call('DEL', P .. 'key:' .. key) end
 for _, part in ipairs({'spec', 'shard', 'done', 'live', 'events'}) do redis.call('UNLINK', jobkey(job, part)) end

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ingest.errors import UnknownJob
 from ingest.ledger.redis import Ledger, text
-from ingest.model import TERMINAL_JOB, AnySource, FileSpec, JobOptions, origin_of, pack, pack_json, source_to_json, unpack
+from ingest.model import TERMINAL_JOB, AnySource, FileSpec, JobOptions, origin_of, pack, pack_json, source_from_json, source_to_json, unpack, unpack_json
 
 #: Units in one add call: a few hundred keep a script under some milliseconds.
 BATCH = 400
@@ -131,12 +131,12 @@ class JobLedger(Ledger):
                 yield UnitRecord.parse(f"{job}.{text(n)}", data)
 
     def specs(self, job: str, numbers: Sequence[str]) -> list[list[FileSpec]]:
-        """The files that units list; [] for a piece of planning."""
+        """The files that units list; for a piece of planning, its source as if it were one file."""
         if not numbers:
             return []
         with self.translated():
             found = self.redis.hmget(self.key("job", job, "spec"), list(numbers))
-        return [unpack(FileSpec, s) if s and not n.startswith("p") else [] for n, s in zip(numbers, found, strict=True)]
+        return [_specs(n, packed) if packed else [] for n, packed in zip(numbers, found, strict=True)]
 
     def results(self, job: str, numbers: Sequence[str]) -> list[bytes | None]:
         """Packed results (``{"files": […], "failures": […]}``) of units; None for one that has none yet."""
@@ -193,6 +193,12 @@ class JobLedger(Ledger):
     def due_count(self, queue: str) -> int:
         with self.translated():
             return int(self.redis.zcard(self.key("due", queue)))
+
+
+def _specs(number: str, packed: bytes) -> list[FileSpec]:
+    if number.startswith("p"):
+        return [FileSpec(0, 0, source_from_json(unpack_json(packed)).uri)]
+    return unpack(FileSpec, packed)
 
 
 T = TypeVar("T")

@@ -5,10 +5,16 @@ if redis.call('EXISTS', jobkey(job)) == 0 then return {'0'} end
 if verb == 'cancel' then
   local state = redis.call('HGET', jobkey(job), 'state')
   if state == 'done' or state == 'failed' or state == 'cancelled' then return {'0'} end
+  if redis.call('HGET', jobkey(job), 'sealed') ~= '1' then
+    -- Also if all that came so far is done, this job is not; and no retry will make it whole.
+    redis.call('HSET', jobkey(job), 'error', 'it was cancelled before its submission was complete; submit it again')
+    redis.call('HINCRBY', jobkey(job), 'stopped', 1)
+  end
   redis.call('HSET', jobkey(job), 'cancelled', 1, 'sealed', 1)
 end
 local found = redis.call('HSCAN', jobkey(job, 'shard'), cursor, 'COUNT', 300)
 local queues = {found[1]}
+local again = false
 for at = 1, #found[2], 2 do
   local n = found[2][at]
   local unit = job .. '.' .. n
@@ -20,16 +26,25 @@ for at = 1, #found[2], 2 do
     redis.call('HINCRBY', jobkey(job), rec.s == 'cancelled' and 'stopped' or 'failed', -1)
     redis.call('HINCRBY', jobkey(job), 'files_failed', -(rec.ff or 0))
     if isplan(n) then redis.call('HINCRBY', jobkey(job), 'plans', 1) end
-    redis.call('HSET', jobkey(job), 'state', 'running', 'cancelled', 0)
-    redis.call('HDEL', jobkey(job), 'finished')
-    redis.call('ZREM', P .. 'expire', job)
     set_state(job, n, rec, 'due')
-    rec.at, rec.dl, rec.ff, rec.er = 0, 0, 0, nil
+    -- Who held it before has nothing to say any more.
+    rec.at, rec.dl, rec.ff, rec.er, rec.w, rec.f, rec.x, rec.xw = 0, 0, 0, nil, nil, nil, nil, nil
     push_due(unit, job, n, rec)
     save(job, n, rec)
+    redis.call('ZREM', P .. 'outbox', unit)
     event(job, 'again', n)
     queues[#queues + 1] = rec.q
+    again = true
   end
+end
+if again then
+  local meta = redis.call('HMGET', jobkey(job), 'sealed', 'plans')
+  local state = (meta[1] ~= '1' or tonumber(meta[2]) > 0) and 'planning' or 'running'
+  -- Deadlines count from here.
+  redis.call('HSET', jobkey(job), 'state', state, 'cancelled', 0, 'again', NOW)
+  redis.call('HDEL', jobkey(job), 'finished')
+  redis.call('ZREM', P .. 'expire', job)
+  redis.call('ZREM', P .. 'outbox', job)
 end
 if verb == 'cancel' and found[1] == '0' then finish_if_over(job) end
 return queues

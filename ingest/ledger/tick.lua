@@ -25,6 +25,6 @@ for _, queue in ipairs(redis.call('SMEMBERS', P .. 'queues')) do
 end
 redis.call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', NOW - 86400000)
 return {queues,
-  redis.call('ZRANGEBYSCORE', P .. 'outbox', '-inf', NOW - 2000, 'LIMIT', 0, 200),
+  redis.call('ZRANGEBYSCORE', P .. 'outbox', '-inf', NOW - 2000, 'LIMIT', 0, 1000),
   redis.call('ZRANGEBYSCORE', P .. 'expire', '-inf', NOW, 'LIMIT', 0, 50),
   redis.call('ZRANGEBYSCORE', P .. 'unsealed', '-inf', NOW - abandoned, 'LIMIT', 0, 50)}

@@ -119,7 +119,7 @@ class WorkLedger(JobLedger):
     def back(self, claim: Claim, delay_s: float, counted: bool, reason: str, result: Result | None, flights: Sequence[str]) -> Settled:
         """Give the unit back, due again after ``delay_s``, with what it has so far (None: nothing new)."""
         return self._settled(
-            self.run("back", claim.unit, claim.fence, int(delay_s * 1000), int(counted), reason[:500], *_numbers(result), *flights)
+            self.run("back", claim.unit, claim.fence, int(delay_s * 1000), int(counted), _plain(reason), *_numbers(result), *flights)
         )
 
     def commit(self, claim: Claim, state: str, result: Result, flights: Sequence[str]) -> Settled:
@@ -187,6 +187,11 @@ class WorkLedger(JobLedger):
         job, _, number = unit.rpartition(".")
         with self.translated():
             return int(self.redis.hget(self.key("job", job, "live"), number) or 0)
+
+
+def _plain(reason: str) -> str:
+    """Fit for a record: a file name that is not UTF-8 may be in it."""
+    return reason[:500].encode("utf-8", "backslashreplace").decode()
 
 
 def _numbers(result: Result | None) -> tuple[bytes | str, int, int, int]:

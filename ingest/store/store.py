@@ -199,26 +199,32 @@ def link_into(path: Path, directory: Path, name: str, tag: str) -> Path:
         if not (os.path.realpath(folder) + os.sep).startswith(os.path.realpath(directory) + os.sep):
             raise StoreError(str(folder), f"leads out of {directory}")
         stem, dot, suffix = parts[-1].partition(".")
-        for candidate in (parts[-1], f"{stem}-{tag}{dot}{suffix}"):
-            target = folder / candidate
-            if target.exists() or target.is_symlink():
-                if target.is_file() and _same(path, target):
-                    return target
-                continue
-            temporary = folder / f".{candidate[:100]}.{uuid.uuid4().hex[:8]}"
-            try:
-                os.link(path, temporary)
-            except OSError:
-                shutil.copyfile(path, temporary)  # uses reflink or sendfile where the kernel offers it
-            os.replace(temporary, target)
-            return target
-        # Both names are taken by other content of an earlier run: the tagged one is ours by its tag, so it is replaced.
+        plain, tagged = folder / parts[-1], folder / f"{stem}-{tag}{dot}{suffix}"
+        for target in (plain, tagged):
+            if target.is_file() and _same(path, target):
+                return target
         temporary = folder / f".{uuid.uuid4().hex[:16]}"
-        shutil.copyfile(path, temporary)
-        os.replace(temporary, target)
-        return target
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)  # another filesystem; uses reflink or sendfile where the kernel offers it
+        if _take_name(temporary, plain):
+            return plain
+        # By its tag this name is ours: what is there is an earlier version of the same source.
+        os.replace(temporary, tagged)
+        return tagged
     except OSError as error:
         raise StoreError(str(directory), f"into: cannot be written: {error.strerror}") from error
+
+
+def _take_name(temporary: Path, target: Path) -> bool:
+    """Rename unless the name is taken, also by somebody who takes it at this moment."""
+    try:
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    os.replace(temporary, target)
+    return True
 
 
 def _same(a: Path, b: Path) -> bool:

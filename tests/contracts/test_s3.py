@@ -1,4 +1,4 @@
-"""S3Fetcher against moto's server, and against a scripted one for what moto never does (5xx, stalls, other versions)."""
+"""S3Fetcher against moto's server, and against a scripted one for what moto never does: 5xx, stalls, no ranges."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ingest import errors
 from ingest.model import FileSpec, Source
 from ingest.settings import Connection, Limits, Settings
 from ingest.store.scratch import Scratch
+from tests.contracts.contract import FetcherContract
 from tests.servers.s3 import S3Server, s3_server
 from workers.fetchers.base import Context, Interrupted, Known
 from workers.fetchers.s3 import RANGE_BYTES, RANGES_PER_PROCESS, S3Fetcher
@@ -44,25 +45,58 @@ def profile(*, limits: Limits | None = None, **values: object) -> Context:
     return Context(Settings(limits=limits or Limits()), Connection("lake", values))
 
 
+_open: list[Scratch] = []
+
+
 def scratch(path: Path, *, keep: bool = False, on_bytes: Callable[[int], None] = lambda n: None) -> Scratch:
-    return Scratch(path, "file", "s3://x/y", on_bytes=on_bytes, keep=keep)
+    _open.append(Scratch(path, "file", "s3://x/y", on_bytes=on_bytes, keep=keep))
+    return _open[-1]
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    while _open:
+        _open.pop().close(discard=True)
 
 
 def sha256(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
+class TestContract(FetcherContract):
+    """What every fetcher keeps to."""
+
+    @pytest.fixture(autouse=True)
+    def _origin(self, server: S3Server) -> None:
+        self.fetcher, self.server = S3Fetcher(), server
+
+    def context(self, **values: object) -> Context:
+        return profile(**self.server.profile(**values))
+
+    def put(self, name: str, data: bytes) -> FileSpec:
+        self.server.put("contract", {name: data})
+        return FileSpec(0, 0, f"s3://contract/{name}")
+
+    def missing(self) -> FileSpec:
+        self.server.put("contract", {})
+        return FileSpec(0, 0, "s3://contract/missing")
+
+
 # -- bytes ---------------------------------------------------------------------------------------------------------
 
 
 ODD_KEYS = [
-    "plain.txt", "a b", "a+b", "a%20b", "a%b", "%2F", "ü/ñ", "é\u0301", "\U0001f600", "a#b", "a?b", "a*b", "a[b]", "a~b", "a\\b",
-    "a&b=c;d,e", "a'b\"c<d>", "a|b^c`d{e}", "/lead", "trail/", "a//b", "./a", "a/../b", "a/./b", "..", "a/..", "//", "s3://x",
+    "plain.txt", "a b", "a+b", "a%20b", "a%b", "%2F", "ü/ñ", "é\u0301", "\U0001f600", "a#b", "a?b", "a*b", "a[b]",
+    "a~b", "a\\b", "a&b=c;d,e", "a'b\"c<d>", "a|b^c`d{e}",
+    "/lead", "trail/", "a//b", "./a", "a/../b", "a/./b", "..", "a/..", "//", "s3://x",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("key", ODD_KEYS)
-def test_a_key_is_taken_literally(key: str, server: S3Server, context: Context, fetcher: S3Fetcher, tmp_path: Path) -> None:
+def test_a_key_is_taken_literally(
+    key: str, server: S3Server, context: Context, fetcher: S3Fetcher, tmp_path: Path
+) -> None:
     etags = server.put("odd-keys", {key: f"content of {key}".encode()})
     file = scratch(tmp_path)
     fetched = fetcher.fetch(FileSpec(0, 0, f"s3://odd-keys/{key}"), file, None, context)
@@ -214,7 +248,13 @@ def test_a_partial_file_of_another_version_is_begun_anew(
 @pytest.fixture(scope="module")
 def listed(server: S3Server) -> dict[str, bytes]:
     objects = {f"train/part-{n:04}.parquet": b"x" * (n % 7) for n in range(120)}
-    objects |= {"train/": b"", "train/sub/": b"", "train/sub/deep/a.parquet": b"1", "train/z//odd": b"2", "trainer/no": b"3"}
+    objects |= {
+        "train/": b"",
+        "train/sub/": b"",
+        "train/sub/deep/a.parquet": b"1",
+        "train/z//odd": b"2",
+        "trainer/no": b"3",
+    }
     server.put("listed", objects)
     return objects
 
@@ -303,8 +343,14 @@ class Scripted:
         self.server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
 
-    def says(self, status: int, code: str = "", body: bytes | None = None, length: int | None = None, **headers: str) -> None:
-        xml = f"<Error><Code>{code}</Code><Message>no</Message><Region>eu-west-9</Region></Error>".encode() if code else b""
+    def says(
+        self, status: int, code: str = "", body: bytes | None = None, length: int | None = None, **headers: str
+    ) -> None:
+        xml = (
+            f"<Error><Code>{code}</Code><Message>no</Message><Region>eu-west-9</Region></Error>".encode()
+            if code
+            else b""
+        )
         payload = xml if body is None else body
 
         def answer(handler: BaseHTTPRequestHandler) -> None:
@@ -314,7 +360,7 @@ class Scripted:
             handler.send_header("Content-Length", str(len(payload) if length is None else length))
             handler.end_headers()
             handler.wfile.write(payload)
-            handler.close_connection = True
+            handler.close_connection = length is not None
 
         self.answer = answer
 
@@ -352,7 +398,14 @@ ANSWERS = [
 @pytest.mark.parametrize("key", ["k", "/k"])
 @pytest.mark.parametrize(("status", "code", "error", "says"), ANSWERS)
 def test_answers_become_our_errors(
-    key: str, status: int, code: str, error: type[Exception], says: str, scripted: Scripted, fetcher: S3Fetcher, tmp_path: Path
+    key: str,
+    status: int,
+    code: str,
+    error: type[Exception],
+    says: str,
+    scripted: Scripted,
+    fetcher: S3Fetcher,
+    tmp_path: Path,
 ) -> None:
     scripted.says(status, code)
     context = profile(endpoint=scripted.endpoint, key="AKIAKEY", secret="hush-hush")
@@ -361,7 +414,9 @@ def test_answers_become_our_errors(
     assert type(caught.value) is error
     assert says in str(caught.value) and len(str(caught.value)) < 200
     assert "hush-hush" not in str(caught.value) and "AKIAKEY" not in str(caught.value)
-    follows_region = key == "/k" and code == "AuthorizationHeaderMalformed"  # botocore asks once more, in the region named
+    follows_region = (
+        key == "/k" and code == "AuthorizationHeaderMalformed"
+    )  # botocore asks once more, in the region named
     assert len(scripted.requests) == 1 + follows_region, "the client library retried by itself"
 
 
@@ -375,7 +430,12 @@ def test_a_denied_listing_raises(scripted: Scripted, fetcher: S3Fetcher) -> None
 def test_a_body_that_ends_early_is_truncated(key: str, scripted: Scripted, fetcher: S3Fetcher, tmp_path: Path) -> None:
     scripted.says(206, body=b"five!", length=50, ETag='"e"', Content_Range="bytes 0-49/50")
     with pytest.raises(errors.TransientFetchError) as caught:
-        fetcher.fetch(FileSpec(0, 0, f"s3://bucket/{key}"), scratch(tmp_path), None, profile(endpoint=scripted.endpoint, anonymous=True))
+        fetcher.fetch(
+            FileSpec(0, 0, f"s3://bucket/{key}"),
+            scratch(tmp_path),
+            None,
+            profile(endpoint=scripted.endpoint, anonymous=True),
+        )
     assert type(caught.value) in {errors.Truncated, errors.ConnectionLost}
 
 
@@ -388,7 +448,9 @@ def test_a_stalled_origin_times_out(
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         if after_headers:
-            head = 'HTTP/1.1 206 Partial\r\nETag: "e"\r\nContent-Length: 50\r\nContent-Range: bytes 0-49/50\r\n\r\nfive!'
+            head = (
+                'HTTP/1.1 206 Partial\r\nETag: "e"\r\nContent-Length: 50\r\nContent-Range: bytes 0-49/50\r\n\r\nfive!'
+            )
             handler.wfile.write(head.encode())
         done.wait(10)
         handler.close_connection = True
@@ -397,7 +459,7 @@ def test_a_stalled_origin_times_out(
     context = profile(limits=Limits(connect_s=0.2, stall_s=0.4), endpoint=scripted.endpoint, anonymous=True)
     begun = time.monotonic()
     try:
-        with pytest.raises(errors.FetchTimeout, match="0.4 s"):
+        with pytest.raises(errors.FetchTimeout, match=r"0\.4 s"):
             fetcher.fetch(FileSpec(0, 0, f"s3://bucket/{key}"), scratch(tmp_path), None, context)
         assert time.monotonic() - begun < 5
     finally:
@@ -408,7 +470,9 @@ def test_a_stalled_origin_times_out(
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://no-such-host.invalid"])
 def test_nobody_there(key: str, endpoint: str, fetcher: S3Fetcher, tmp_path: Path) -> None:
     with pytest.raises(errors.ConnectionLost):
-        fetcher.fetch(FileSpec(0, 0, f"s3://bucket/{key}"), scratch(tmp_path), None, profile(endpoint=endpoint, anonymous=True))
+        fetcher.fetch(
+            FileSpec(0, 0, f"s3://bucket/{key}"), scratch(tmp_path), None, profile(endpoint=endpoint, anonymous=True)
+        )
 
 
 @pytest.mark.parametrize("key", ["k", "/k"])
@@ -417,7 +481,9 @@ def test_a_server_without_ranges_or_etags_is_read_in_one_go(
 ) -> None:
     scripted.says(200, body=b"all of it")
     file = scratch(tmp_path)
-    fetched = fetcher.fetch(FileSpec(0, 0, f"s3://bucket/{key}"), file, None, profile(endpoint=scripted.endpoint, anonymous=True))
+    fetched = fetcher.fetch(
+        FileSpec(0, 0, f"s3://bucket/{key}"), file, None, profile(endpoint=scripted.endpoint, anonymous=True)
+    )
     assert fetched is not None and fetched.version is None
     assert file.digest() == sha256(b"all of it")
 
@@ -437,7 +503,10 @@ def test_the_profile_decides_who_signs(
     def seen(**values: object) -> dict[str, str]:
         with pytest.raises(errors.NotFound):
             fetcher.fetch(
-                FileSpec(0, 0, f"s3://bucket/{key}"), scratch(tmp_path), None, profile(endpoint=scripted.endpoint, **values)
+                FileSpec(0, 0, f"s3://bucket/{key}"),
+                scratch(tmp_path),
+                None,
+                profile(endpoint=scripted.endpoint, **values),
             )
         return scripted.requests[-1]
 
@@ -457,7 +526,9 @@ def test_no_credentials_anywhere_is_said(fetcher: S3Fetcher, tmp_path: Path, mon
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    context = profile(endpoint="http://127.0.0.1:1", region="test-1")  # a region of its own: nothing made before fits it
+    context = profile(
+        endpoint="http://127.0.0.1:1", region="test-1"
+    )  # a region of its own: nothing made before fits it
     with pytest.raises(errors.AccessDenied, match=r"anonymous = true in \[connections.lake\]"):
         fetcher.fetch(FileSpec(0, 0, "s3://bucket/k"), scratch(tmp_path), None, context)
 
@@ -471,12 +542,18 @@ def test_a_shared_profile_by_name(
     for key in ("k", "/k"):
         with pytest.raises(errors.NotFound):
             fetcher.fetch(
-                FileSpec(0, 0, f"s3://bucket/{key}"), scratch(tmp_path), None, profile(endpoint=scripted.endpoint, profile="lab")
+                FileSpec(0, 0, f"s3://bucket/{key}"),
+                scratch(tmp_path),
+                None,
+                profile(endpoint=scripted.endpoint, profile="lab"),
             )
         assert "LABKEY/" in scripted.requests[-1]["authorization"]
     with pytest.raises(errors.AccessDenied):
         fetcher.fetch(
-            FileSpec(0, 0, "s3://bucket/k"), scratch(tmp_path), None, profile(endpoint=scripted.endpoint, profile="nobody")
+            FileSpec(0, 0, "s3://bucket/k"),
+            scratch(tmp_path),
+            None,
+            profile(endpoint=scripted.endpoint, profile="nobody"),
         )
 
 

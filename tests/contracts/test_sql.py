@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import json
-import sqlite3
 import socket
+import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 import pyarrow as pa
@@ -39,7 +42,7 @@ def postgres() -> Iterator[PostgresServer]:
     with postgres_server() as server:
         server.execute(
             SAMPLES,
-            "CREATE SCHEMA \"odd schema\"",
+            'CREATE SCHEMA "odd schema"',
             'CREATE TABLE "odd schema"."Order" ("group" int, "a ""b" text)',
             "INSERT INTO \"odd schema\".\"Order\" VALUES (1, 'it''s'), (2, E'back\\\\slash: :x %s %')",
             "CREATE ROLE reader LOGIN PASSWORD 'right-one'",
@@ -60,18 +63,33 @@ def profile(url: str, *, limits: Limits | None = None, **more: str) -> Context:
 
 
 @pytest.fixture
-def read(tmp_path: Path) -> Any:
+def scratch(tmp_path: Path) -> Iterator[Callable[..., Scratch]]:
+    """Makes scratch files, and closes them."""
+    made: list[Scratch] = []
+
+    def make(**options: Any) -> Scratch:
+        made.append(Scratch(tmp_path, f"scratch-{len(made)}", "sql://warehouse/x", keep=False, **options))
+        return made[-1]
+
+    yield make
+    for file in made:
+        file.close(discard=True)
+
+
+@pytest.fixture
+def read(scratch: Callable[..., Scratch]) -> Any:
     """Plans and fetches, as the queue would: what is planned goes through JSON."""
 
     def go(context: Context, sql: Sql) -> list[pa.Table]:
         tables = []
         for spec in SqlFetcher().expand(sql, context):
             spec = FileSpec.from_json(json.loads(json.dumps(spec.to_json())))
-            scratch = Scratch(tmp_path, f"part-{spec.part}", spec.uri, keep=False)
-            fetched = SqlFetcher().fetch(spec, scratch, None, context)
-            tables.append(pq.read_table(scratch.path))
+            file = scratch()
+            fetched = SqlFetcher().fetch(spec, file, None, context)
+            tables.append(pq.read_table(file.path))
             assert fetched.samples == tables[-1].num_rows and fetched.version is None
-            assert scratch.size == scratch.path.stat().st_size
+            assert file.size == file.path.stat().st_size
+            assert file.digest() == f"sha256:{hashlib.sha256(file.path.read_bytes()).hexdigest()}"
         return tables
 
     return go
@@ -87,8 +105,8 @@ def ids(tables: list[pa.Table], name: str = "id") -> list[Any]:
 def test_a_table_arrives_with_its_types(read: Any, context: Context) -> None:
     (table,) = read(context, Sql("warehouse", table="samples"))
     assert {name: str(table.schema.field(name).type) for name in table.column_names} == {
-        "id": "int32", "caption": "string", "price": "decimal128(12, 2)", "score": "double", "at": "timestamp[us, tz=UTC]",
-        "day": "date32[day]", "thumb": "binary", "uid": "string",
+        "id": "int32", "caption": "string", "price": "decimal128(12, 2)", "score": "double",
+        "at": "timestamp[us, tz=UTC]", "day": "date32[day]", "thumb": "binary", "uid": "string",
     }  # fmt: skip
     row = table.sort_by("id").slice(999).to_pylist()[0]
     assert row["price"] == Decimal("1370.00") and row["score"] == 500.0 and row["caption"] == "caption 1000"
@@ -114,7 +132,11 @@ def test_a_table_arrives_with_its_types(read: Any, context: Context) -> None:
         ("4000000000::oid", 4000000000, "int64"),
         ("ARRAY[1, NULL, 3]", [1, None, 3], "list<element: int32>"),
         ("ARRAY[1.10, 2.2]", ["1.10", "2.2"], "list<element: string>"),
-        ("ARRAY[uuid '00000000-0000-0000-0000-000000000001']", ["00000000-0000-0000-0000-000000000001"], "list<element: string>"),
+        (
+            "ARRAY[uuid '00000000-0000-0000-0000-000000000001']",
+            ["00000000-0000-0000-0000-000000000001"],
+            "list<element: string>",
+        ),
         ("timestamp '2020-01-02 03:04:05.123456'", datetime(2020, 1, 2, 3, 4, 5, 123456), "timestamp[us]"),
         ("timestamptz '2020-01-02 03:00:00+05:30'", datetime(2020, 1, 1, 21, 30, tzinfo=UTC), "timestamp[us, tz=UTC]"),
         ("NULL::text", None, "string"),
@@ -127,24 +149,27 @@ def test_values_are_exact(expression: str, value: object, kind: str, read: Any, 
 
 
 def test_what_a_decimal_cannot_hold_is_said(read: Any, context: Context) -> None:
-    with pytest.raises(errors.BadResponse, match="'v'.*cast it to text"):
+    with pytest.raises(errors.BadResponse, match=r"'v'.*cast it to text"):
         read(context, Sql("warehouse", query="SELECT 'NaN'::numeric(5,2) AS v"))
 
 
 def test_odd_names_are_quoted_and_text_is_text(read: Any, context: Context) -> None:
-    (table,) = read(context, Sql("warehouse", table="odd schema.Order", columns=('a "b',), where="\"group\" = 2 -- a comment"))
+    (table,) = read(
+        context, Sql("warehouse", table="odd schema.Order", columns=('a "b',), where='"group" = 2 -- a comment')
+    )
     assert table.to_pylist() == [{'a "b': "back\\slash: :x %s %"}]
 
 
-def test_columns_where_and_row_groups(tmp_path: Path, context: Context) -> None:
-    sql = Sql("warehouse", query="SELECT * FROM samples; ", columns=("id", "score"), where="id <= 250", row_group_rows=100)
+def test_columns_where_and_row_groups(scratch: Callable[..., Scratch], context: Context) -> None:
+    sql = Sql(
+        "warehouse", query="SELECT * FROM samples; ", columns=("id", "score"), where="id <= 250", row_group_rows=100
+    )
     (spec,) = SqlFetcher().expand(sql, context)
-    scratch = Scratch(tmp_path, "rows", spec.uri, keep=False)
-    SqlFetcher().fetch(spec, scratch, None, context)
-    meta = pq.ParquetFile(scratch.path).metadata
+    file = scratch()
+    SqlFetcher().fetch(spec, file, None, context)
+    meta = pq.read_metadata(file.path)
     assert [meta.row_group(n).num_rows for n in range(meta.num_row_groups)] == [100, 100, 50]
     assert meta.row_group(0).column(0).compression == "ZSTD"
-    assert scratch.digest() != Scratch(tmp_path, "empty", "x", keep=False).digest()
 
 
 def test_an_empty_result_has_its_schema(read: Any, context: Context) -> None:
@@ -174,7 +199,8 @@ def test_partitions_are_named_in_order(context: Context) -> None:
 @pytest.mark.parametrize(
     ("values", "files"),
     [
-        ("(NULL::int)", 1), ("(1)", 1), ("(1), (1), (NULL)", 1), ("(1), (2), (NULL)", 2), ("(-5), (NULL), (100), (NULL)", 4),
+        ("(NULL::int)", 1), ("(1)", 1), ("(1), (1), (NULL)", 1), ("(1), (2), (NULL)", 2),
+        ("(-5), (NULL), (100), (NULL)", 4),
         ("('a'), ('a'), (NULL)", 1), ("('a'), ('b''b'), (NULL), ('')", 3), ("(1.5), ('NaN'::float8)", 2),
         ("('infinity'::timestamptz), ('2020-01-01')", 2), ("(true), (false)", 2),
         ("(9223372036854775807), (-9223372036854775808)", 4),
@@ -187,16 +213,16 @@ def test_few_or_odd_keys_lose_no_row(values: str, files: int, read: Any, context
     assert len(tables) == files
 
 
-def test_rows_outside_the_planned_range_are_not_lost(read: Any, postgres: PostgresServer, tmp_path: Path) -> None:
+def test_rows_outside_the_planned_range_are_not_lost(scratch: Callable[..., Scratch], postgres: PostgresServer) -> None:
     postgres.execute("CREATE TABLE growing AS SELECT i AS id FROM generate_series(1, 10) AS i")
     context = profile(postgres.url)
     specs = list(SqlFetcher().expand(Sql("warehouse", table="growing", partition_on="id", partitions=3), context))
     postgres.execute("INSERT INTO growing VALUES (-100), (100), (NULL)")
     found = []
     for spec in specs:
-        scratch = Scratch(tmp_path, f"part-{spec.part}", spec.uri, keep=False)
-        SqlFetcher().fetch(spec, scratch, None, context)
-        found += pq.read_table(scratch.path)["id"].to_pylist()
+        file = scratch()
+        SqlFetcher().fetch(spec, file, None, context)
+        found += pq.read_table(file.path)["id"].to_pylist()
     assert sorted(found, key=lambda v: (v is None, v)) == [-100, *range(1, 11), 100, None]
 
 
@@ -205,14 +231,17 @@ def test_rows_outside_the_planned_range_are_not_lost(read: Any, postgres: Postgr
 
 @pytest.fixture
 def sqlite(tmp_path: Path) -> Path:
-    path = tmp_path / "odd name #%20.db"
+    path = tmp_path / "odd name #?%20.db"
     with sqlite3.connect(path) as db:
         db.execute(
-            "CREATE TABLE t (id INTEGER PRIMARY KEY, n INT, late REAL, price DECIMAL(10,2), s TEXT, b BLOB, mixed, day DATE,"
-            " unset DOUBLE, loose DECIMAL(4,1), big NUMERIC)"
+            "CREATE TABLE t (id INTEGER PRIMARY KEY, n INT, late REAL, price DECIMAL(10,2), s TEXT, b BLOB, mixed,"
+            " day DATE, unset DOUBLE, loose DECIMAL(4,1), big NUMERIC)"
         )
-        rows = [(i, i, None, i * 1.1, f"text {i}", bytes([i % 256]), i, str(date(2020, 1, 1) + timedelta(i)), None, 1.25, 2**60 + i)
-                for i in range(20_000)]  # fmt: skip
+        days = [str(date(2020, 1, 1) + timedelta(i)) for i in range(20_000)]
+        rows: list[tuple[object, ...]] = [
+            (i, i, None, round(i * 1.1, 2), f"text {i}", bytes([i % 256]), i, day, None, 1.25, 2**60 + i)
+            for i, day in enumerate(days)
+        ]
         rows[-1] = (19_999, None, 1.5, 7, "last", None, "a word", "2021-01-01", None, 1, 0.5)
         db.executemany(f"INSERT INTO t VALUES ({','.join('?' * 11)})", rows)
     db.close()
@@ -220,7 +249,9 @@ def sqlite(tmp_path: Path) -> Path:
 
 
 def test_sqlite_types_hold_for_the_whole_table(sqlite: Path, read: Any) -> None:
-    tables = read(profile(f"sqlite:///{sqlite}"), Sql("warehouse", table="t", partition_on="id", partitions=3))
+    tables = read(
+        profile(f"sqlite:///{quote(str(sqlite))}"), Sql("warehouse", table="t", partition_on="id", partitions=3)
+    )
     assert len(tables) == 3 and {str(t.schema) for t in tables} == {str(tables[0].schema)}
     assert {name: str(tables[0].schema.field(name).type) for name in tables[0].column_names} == {
         "id": "int64", "n": "int64", "late": "double", "price": "decimal128(10, 2)", "s": "string", "b": "binary",
@@ -228,8 +259,8 @@ def test_sqlite_types_hold_for_the_whole_table(sqlite: Path, read: Any) -> None:
     }  # fmt: skip
     assert ids(tables) == list(range(20_000))
     assert tables[0].to_pylist()[3] == {
-        "id": 3, "n": 3, "late": None, "price": Decimal("3.30"), "s": "text 3", "b": b"\x03", "mixed": "3", "day": "2020-01-04",
-        "unset": None, "loose": 1.25, "big": str(2**60 + 3),
+        "id": 3, "n": 3, "late": None, "price": Decimal("3.30"), "s": "text 3", "b": b"\x03", "mixed": "3",
+        "day": "2020-01-04",        "unset": None, "loose": 1.25, "big": str(2**60 + 3),
     }  # fmt: skip
     last = tables[-1].to_pylist()[-1]
     assert (last["late"], last["mixed"], last["price"], last["n"]) == (1.5, "a word", Decimal("7.00"), None)
@@ -237,13 +268,18 @@ def test_sqlite_types_hold_for_the_whole_table(sqlite: Path, read: Any) -> None:
 
 @pytest.mark.parametrize("key", ["id", "s", "mixed", "day", "price", "late"])
 def test_sqlite_partitions_are_disjoint_and_whole(key: str, sqlite: Path, read: Any) -> None:
-    tables = read(profile(f"sqlite:///{sqlite}"), Sql("warehouse", table="t", partition_on=key, partitions=4))
+    tables = read(
+        profile(f"sqlite:///{quote(str(sqlite))}"), Sql("warehouse", table="t", partition_on=key, partitions=4)
+    )
     assert sorted(ids(tables)) == list(range(20_000))
     assert len(tables) == (1 if key == "late" else 4)
 
 
 def test_sqlite_empty_results_keep_the_declared_types(sqlite: Path, read: Any) -> None:
-    (table,) = read(profile(f"sqlite:///{sqlite}"), Sql("warehouse", query="SELECT id, s, b, price, late FROM t WHERE id < 0;"))
+    (table,) = read(
+        profile(f"sqlite:///{quote(str(sqlite))}"),
+        Sql("warehouse", query="SELECT id, s, b, price, late FROM t WHERE id < 0;"),
+    )
     assert [str(field.type) for field in table.schema] == ["int64", "string", "binary", "decimal128(10, 2)", "double"]
     assert table.num_rows == 0
 
@@ -251,7 +287,7 @@ def test_sqlite_empty_results_keep_the_declared_types(sqlite: Path, read: Any) -
 def test_sqlite_is_opened_read_only(sqlite: Path, read: Any) -> None:
     before = sqlite.read_bytes()
     with pytest.raises(errors.PermanentFetchError):
-        read(profile(f"sqlite:///{sqlite}"), Sql("warehouse", query="DELETE FROM t RETURNING id"))
+        read(profile(f"sqlite:///{quote(str(sqlite))}"), Sql("warehouse", query="DELETE FROM t RETURNING id"))
     assert sqlite.read_bytes() == before
 
 
@@ -261,13 +297,12 @@ def test_sqlite_is_opened_read_only(sqlite: Path, read: Any) -> None:
         (Sql("warehouse", table="missing"), errors.NotFound, "no such table: missing"),
         (Sql("warehouse", query="SELECT nope FROM t"), errors.NotFound, "no such column: nope"),
         (Sql("warehouse", query="SELEC 1"), errors.BadResponse, "syntax error"),
-        (Sql("warehouse", query="SELECT 1 AS a, 2 AS a"), errors.BadResponse, "two columns"),
         (Sql("warehouse", table="t", partition_on="b", partitions=3), errors.BadResponse, "blobs"),
     ],
 )
 def test_sqlite_errors(sql: Sql, error: type[Exception], says: str, sqlite: Path, read: Any) -> None:
     with pytest.raises(error, match=says):
-        read(profile(f"sqlite:///{sqlite}"), sql)
+        read(profile(f"sqlite:///{quote(str(sqlite))}"), sql)
 
 
 def test_sqlite_file_that_is_not_there(tmp_path: Path, read: Any) -> None:
@@ -302,8 +337,8 @@ def test_a_query_by_sqlalchemy_is_exact_or_an_error(read: Any, sqlite: Path, pos
     (table,) = read(context, Sql("warehouse", query=query))
     assert table.to_pylist() == [{"d": Decimal("0.10"), "s": ":x %s %", "n": None, "j": '{"a": [1]}', "b": True}]
     with pytest.raises(errors.BadResponse, match="'mixed'"):
-        read(profile(f"sqlite:///{sqlite}"), Sql("warehouse", query="SELECT mixed FROM t"))
-    (empty,) = read(profile(f"sqlite:///{sqlite}"), Sql("warehouse", table="t", where="id < 0"))
+        read(profile(f"sqlite:///{quote(str(sqlite))}"), Sql("warehouse", query="SELECT mixed FROM t"))
+    (empty,) = read(profile(f"sqlite:///{quote(str(sqlite))}"), Sql("warehouse", table="t", where="id < 0"))
     assert str(empty.schema.field("price").type) == "decimal128(10, 2)"
 
 
@@ -320,7 +355,11 @@ def test_a_query_by_sqlalchemy_is_exact_or_an_error(read: Any, sqlite: Path, pos
         (Sql("warehouse", query="SELECT 1 AS a, 2 AS a"), errors.BadResponse, "two columns are named 'a'"),
         (Sql("warehouse", query="SELECT 1 / (500 - id) AS v FROM samples"), errors.BadResponse, "division by zero"),
         (Sql("warehouse", query="SELECT nextval('s')"), errors.PermanentFetchError, "s"),
-        (Sql("warehouse", query="SELECT set_config('transaction_read_only', 'off', false)"), errors.PermanentFetchError, ""),
+        (
+            Sql("warehouse", query="SELECT set_config('transaction_read_only', 'off', false)"),
+            errors.PermanentFetchError,
+            "read-write",
+        ),
         (Sql("warehouse"), errors.BadResponse, "a table or a query"),
         (Sql("warehouse", table="samples", partitions=0), errors.BadResponse, "at least 1"),
     ],
@@ -333,7 +372,9 @@ def test_what_the_database_says_is_passed_on(
     assert "SELECT" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("statement", ["DELETE FROM samples RETURNING id", "WITH d AS (DELETE FROM samples RETURNING id) TABLE d"])
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM samples RETURNING id", "WITH d AS (DELETE FROM samples RETURNING id) TABLE d"]
+)
 def test_nothing_can_be_written(statement: str, read: Any, context: Context) -> None:
     with pytest.raises(errors.PermanentFetchError):
         read(context, Sql("warehouse", query=statement))
@@ -357,8 +398,13 @@ def test_a_slow_statement_ends_in_time(read: Any, postgres: PostgresServer) -> N
 def test_passwords(read: Any, postgres: PostgresServer) -> None:
     url = postgres.url.replace("postgres:@", "reader@")
     assert len(ids(read(profile(url, password="right-one"), Sql("warehouse", table="samples")))) == ROWS
-    assert len(ids(read(profile(postgres.url, user="reader", password="right-one"), Sql("warehouse", table="samples")))) == ROWS
-    with pytest.raises(errors.AccessDenied, match=r"password authentication failed.*\[connections.warehouse\]") as caught:
+    assert (
+        len(ids(read(profile(postgres.url, user="reader", password="right-one"), Sql("warehouse", table="samples"))))
+        == ROWS
+    )
+    with pytest.raises(
+        errors.AccessDenied, match=r"password authentication failed.*\[connections.warehouse\]"
+    ) as caught:
         read(profile(url, password="wrong-one"), Sql("warehouse", table="samples"))
     assert "wrong-one" not in str(caught.value)
     with pytest.raises(errors.AccessDenied):
@@ -397,15 +443,16 @@ def test_a_server_that_does_not_answer_times_out(read: Any) -> None:
             read(profile(url, limits=Limits(connect_s=2)), Sql("warehouse", table="t"))
 
 
-def test_it_can_be_interrupted_and_leaves_no_footer(tmp_path: Path, context: Context) -> None:
+def test_it_can_be_interrupted_and_leaves_no_footer(scratch: Callable[..., Scratch], context: Context) -> None:
     def stop(_: int) -> None:
         raise Interrupted("cancelled")
 
     (spec,) = SqlFetcher().expand(Sql("warehouse", table="samples"), context)
-    scratch = Scratch(tmp_path, "stopped", spec.uri, on_bytes=stop, keep=False)
+    file = scratch(on_bytes=stop)
     with pytest.raises(Interrupted):
-        SqlFetcher().fetch(spec, scratch, None, context)
-    assert scratch.size == 4  # Parquet's magic, the first write
+        SqlFetcher().fetch(spec, file, None, context)
+    gc.collect()  # pyarrow's writer would write its footer now
+    assert file.size == 4  # Parquet's magic, the first write
 
 
 def test_other_sources_are_refused(context: Context) -> None:

@@ -1,4 +1,4 @@
-"""A small real FTP server on loopback (RFC 959, 2428, 3659: passive mode, MLSD, RETR, REST), serving files from memory."""
+"""A small real FTP server on loopback (RFC 959, 2428 and 3659: passive, MLSD, RETR, REST), with files in memory."""
 
 from __future__ import annotations
 
@@ -57,6 +57,8 @@ class _Session(socketserver.StreamRequestHandler):
             self.say("502 not here")
 
     def listen(self, verb: str) -> None:
+        if self.passive:
+            self.passive.close()
         self.passive = socket.create_server(("127.0.0.1", 0))
         self.passive.settimeout(10)
         port = self.passive.getsockname()[1]

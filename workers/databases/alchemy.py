@@ -1,7 +1,7 @@
 """Any other database, through SQLAlchemy's dialect and a server-side cursor, with an explicit conversion to Arrow.
 
-A table's columns are typed by its declaration; a query's by the values of its first rows. A later value that does not fit
-exactly is an error that names the column, never a rounded number.
+A table's columns are typed by its declaration, a query's by the values of its first rows. A later value that does not
+fit exactly is an error that names the column, never a rounded number.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ class AlchemyDatabase:
         if not part.get("table"):
             return None
         *schema, table = part["table"].split(".")
-        found = {c["name"]: c["type"] for c in sa.inspect(self._connection).get_columns(table, schema=".".join(schema) or None)}
+        found = {
+            c["name"]: c["type"]
+            for c in sa.inspect(self._connection).get_columns(table, schema=".".join(schema) or None)
+        }
         return [[name, _tag(found[name])] for name in part.get("columns") or found if name in found]
 
     def key_range(self, statement: str, key: str) -> tuple[Any, Any] | None:
@@ -68,7 +71,9 @@ class AlchemyDatabase:
         found = [self._connection.execute(ordered.offset(count * n // parts)).scalar_one() for n in range(parts)]
         return [to_bound(value) for value in found]
 
-    def stream(self, statement: str, types: Sequence[Sequence[str]] | None) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    def stream(
+        self, statement: str, types: Sequence[Sequence[str]] | None
+    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         options = {"stream_results": True, "yield_per": _BATCH_ROWS}
         result = self._connection.execution_options(**options).execute(sa.text(_escaped(statement)))
         names = list(result.keys())
@@ -141,7 +146,9 @@ def _array(values: list[Any], field: pa.Field) -> pa.Array:
     try:
         return pa.array(values, type=field.type)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"column {field.name!r} holds what {field.type} cannot: {error}; cast it in the query") from error
+        raise ValueError(
+            f"column {field.name!r} holds what {field.type} cannot: {error}; cast it in the query"
+        ) from error
 
 
 def _text(value: Any) -> str:

@@ -33,25 +33,27 @@ _TYPES = {
 
 
 class Database(Protocol):
-    """One open, read-only connection; used by one thread. Errors are the driver's own, translated by the caller's edge."""
+    """One open, read-only connection, used by one thread. Errors are the driver's own; the caller translates."""
 
     def quote(self, name: str) -> str: ...
     def literal(self, bound: Bound) -> str: ...
 
     def describe(self, part: Mapping[str, Any], statement: str) -> list[list[str]] | None:
-        """``[[column, type], …]`` of the whole, which all partitions then share; None where the stream itself tells it."""
+        """``[[column, type], …]`` of the whole, which all partitions then share; None where the stream tells it."""
         ...
 
     def key_range(self, statement: str, key: str) -> tuple[Any, Any] | None:
-        """Least and greatest key that is not NULL; None when there is no such row. ``(None, None)`` for a type that has
-        no arithmetic, which is then cut by :meth:`quantiles`."""
+        """Least and greatest key that is not NULL; None when there is no such row. ``(None, None)`` for a type without
+        arithmetic, which is then cut by :meth:`quantiles`."""
         ...
 
     def quantiles(self, statement: str, key: str, parts: int) -> list[Bound]:
-        """``parts`` keys in ascending order, the first of them the least, with about as many rows from each to the next."""
+        """``parts`` keys, ascending, the first of them the least, with about as many rows from each to the next."""
         ...
 
-    def stream(self, statement: str, types: Sequence[Sequence[str]] | None) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    def stream(
+        self, statement: str, types: Sequence[Sequence[str]] | None
+    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         """The rows, in bounded memory."""
         ...
 
@@ -98,4 +100,4 @@ def exactly(column: pa.Array, field: pa.Field) -> pa.Array:
     try:
         return column.cast(field.type)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"column {field.name!r} holds what {field.type} cannot: {error}; cast it to text in the query") from error
+        raise ValueError(f"column {field.name!r} holds what {field.type} cannot: {error}; cast it to text") from error

@@ -50,15 +50,29 @@ _NUMBERS: dict[int, type[FetchError]] = {
 #: Where there is no code, the words; the first that is found decides. libpq, SQLite and a few others.
 _WORDS: tuple[tuple[str, type[FetchError]], ...] = (
     (r"statement timeout|interrupted|timeout expired|timed out", FetchTimeout),
-    (r"password authentication failed|no pg_hba\.conf|authentication failed|no password supplied|access denied", AccessDenied),
+    (
+        r"password authentication failed|no pg_hba\.conf|authentication failed|no password supplied|access denied",
+        AccessDenied,
+    ),
     (r"role .* does not exist|permission denied|not authorized", AccessDenied),
-    (r"database .* does not exist|no such (table|column|view)|unable to open database file|unknown (column|table)", NotFound),
+    (
+        r"database .* does not exist|no such (table|column|view)|unable to open database file|unknown (column|table)",
+        NotFound,
+    ),
     (r"too many (clients|connections)|starting up|shutting down|is locked|is busy|recovery mode", OriginUnavailable),
-    (r"connection refused|could not translate host|name or service|server closed|connection reset|broken pipe", ConnectionLost),
-    (r"no such file or directory|failed to connect|could not connect|terminating connection|network|eof detected", ConnectionLost),
+    (
+        r"connection refused|could not translate host|name or service|server closed|connection reset|broken pipe",
+        ConnectionLost,
+    ),
+    (
+        r"no such file or directory|failed to connect|could not connect|terminating connection|network|eof detected",
+        ConnectionLost,
+    ),
 )
 _SERVER_LINE = re.compile(r"(?:ERROR|FATAL|PANIC):\s+(.+)")
-_PREFIX = re.compile(r"^(?:[A-Z_]+: )?(?:\[(?:libpq|SQLite)\] )?(?:Failed to \w+(?: \w+)?: )?(?:failed to open '[^']*': )?")
+_PREFIX = re.compile(
+    r"^(?:[A-Z_]+: )?(?:\[(?:libpq|SQLite)\] )?(?:Failed to \w+(?: \w+)?: )?(?:failed to open '[^']*': )?"
+)
 
 
 @contextmanager
@@ -68,7 +82,7 @@ def edge(uri: str, context: Context) -> Iterator[None]:
         yield
     except FetchError:
         raise
-    except Exception as error:  # drivers raise their own trees, OSError from Arrow's streams, ValueError, OverflowError …
+    except Exception as error:  # each driver has a tree of its own, and Arrow's streams raise OSError
         raise translate(uri, error, context) from error
 
 
@@ -79,7 +93,8 @@ def translate(uri: str, error: BaseException, context: Context) -> FetchError:
     line = _clean(_first_line(str(original)), context)
     found = _class_of(original, str(original))
     if found is FetchTimeout:
-        return FetchTimeout(uri, f"{line} (the time limit is {context.settings.limits.soft_s:g} s; ask for more partitions)")
+        limit_s = context.settings.limits.soft_s
+        return FetchTimeout(uri, f"{line} (the limit is {limit_s:g} s; ask for more partitions)")
     if found is AccessDenied:
         name = context.connection.name if context.connection else "NAME"
         return AccessDenied(uri, f"{line}; check user and password in [connections.{name}] on the data node")

@@ -1,8 +1,8 @@
 """PostgreSQL through ADBC: ``COPY`` in binary, straight into Arrow.
 
-Types that ADBC does not map keep their value exactly: ``numeric(p,s)`` becomes a decimal of that width; ``numeric`` without
-one (also what ``sum`` and ``avg`` give) its digits as text, since no width of decimal holds them all; ``uuid``, ``json``,
-``interval``, ``money``, enums, ranges, ``inet`` and the like PostgreSQL's own text for them. Times with a zone are UTC.
+Types that ADBC does not map keep their value exactly: ``numeric(p,s)`` becomes a decimal of that width; ``numeric``
+without one (also what ``sum`` and ``avg`` give) its digits as text, since no width of decimal holds them all; ``uuid``,
+``json``, ``interval``, ``money``, enums, ranges, ``inet`` and the like PostgreSQL's own text. Zoned times are UTC.
 """
 
 from __future__ import annotations
@@ -37,16 +37,22 @@ class PostgresDatabase:
     """One transaction, read-only, of one snapshot."""
 
     def __init__(self, url: URL, limits: Limits) -> None:
+        self._cursor: adbc.Cursor | None = None
         self._connection = adbc.connect(_libpq_uri(url, limits))
         # LOCAL to the transaction, so that a pooler between us and the server hands no setting on to somebody else.
-        for setting in (
+        settings = (
             "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
             f"SET LOCAL statement_timeout = {int(limits.soft_s * 1000)}",
             "SET LOCAL timezone = 'UTC'",
             "SET LOCAL datestyle = 'ISO'",
             "SET LOCAL intervalstyle = 'postgres'",
-        ):
-            self._rows(setting)
+        )
+        try:
+            for setting in settings:
+                self._rows(setting)
+        except BaseException:
+            self.close()
+            raise
 
     def quote(self, name: str) -> str:
         return quoted(name)
@@ -72,9 +78,12 @@ class PostgresDatabase:
     def quantiles(self, statement: str, key: str, parts: int) -> list[Bound]:
         fractions = ", ".join(repr(n / parts) for n in range(parts))
         disc = f"percentile_disc(ARRAY[{fractions}]::float8[]) WITHIN GROUP (ORDER BY {quoted(key)})"
-        return [to_bound(row[0]) for row in self._rows(f"SELECT unnest({disc})::text FROM ({statement}) AS k") if row[0] is not None]
+        rows = self._rows(f"SELECT unnest({disc})::text FROM ({statement}) AS k")
+        return [to_bound(row[0]) for row in rows if row[0] is not None]
 
-    def stream(self, statement: str, types: Sequence[Sequence[str]] | None) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    def stream(
+        self, statement: str, types: Sequence[Sequence[str]] | None
+    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         asked = self._schema(statement)
         check_names(asked.names)
         if any(_cast_of(field) for field in asked):
@@ -87,6 +96,8 @@ class PostgresDatabase:
         return schema, (_convert(batch, schema) for batch in reader)
 
     def close(self) -> None:
+        if self._cursor is not None:
+            self._cursor.close()
         self._connection.close()
 
     def _schema(self, statement: str) -> pa.Schema:
@@ -135,7 +146,7 @@ def _ask(field: pa.Field) -> str:
 
 
 def _written_as(field: pa.Field) -> pa.DataType:
-    """The type in the Parquet file. ``numeric(p,s)`` carries p and s in the type modifier (PostgreSQL ``numeric.c``)."""
+    """The type in the file. ``numeric(p,s)`` has p and s in its type modifier (PostgreSQL ``numeric.c``)."""
     kind = field.type
     if isinstance(kind, pa.BaseExtensionType):
         modifier = int((field.metadata or {}).get(b"POSTGRESQL:typmod", b"-1"))

@@ -1,9 +1,9 @@
 """SQLite through ADBC, with types that hold for the whole table.
 
-SQLite types values, not columns, and ADBC takes a column's type from the first batch. So the planner asks once which kinds
-of value each column has, every partition is read as that, and a first row of typed values tells ADBC. Numbers and text in
-one column become text, anything beside a blob becomes a blob; a declared ``DECIMAL(p,s)`` becomes a decimal if its values
-have no more digits than that.
+SQLite types values, not columns, and ADBC takes a column's type from the first batch. So the planner asks once which
+kinds of value each column has, every partition is read as that, and a first row of typed values tells ADBC. Numbers and
+text in one column become text, anything beside a blob becomes a blob; a declared ``DECIMAL(p,s)`` becomes a decimal if
+its values have no more digits than that.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ _FIRST_ROW = {"int64": "0", "float64": "0.0", "string": "''", "binary": "x''"}
 
 class SqliteDatabase:
     def __init__(self, url: URL, limits: Limits) -> None:
-        path = (url.database or "").removeprefix("file:").partition("?")[0]
-        if path in {"", ":memory:"}:
-            raise ValueError("a SQLite database in memory is nobody else's: write sqlite:////absolute/path/to/file.db")
+        path = url.database or ""
+        if path in {"", ":memory:"} or path.startswith("file:"):
+            raise ValueError("write the path of the database's file: sqlite:////absolute/path/to/file.db")
         self._uri = f"file:{percent_encoded(path)}?mode=ro"
         self._limits = limits
         self._plain = sqlite3.connect(self._uri, uri=True, timeout=limits.connect_s)
         self._bulk: adbc.Connection | None = None
+        self._cursor: adbc.Cursor | None = None
 
     def quote(self, name: str) -> str:
         return quoted(name)
@@ -63,7 +64,9 @@ class SqliteDatabase:
         types = []
         for start in range(0, len(names), _COLUMNS_AT_ONCE):
             some = names[start : start + _COLUMNS_AT_ONCE]
-            (row,) = self._plain.execute(f"SELECT {', '.join(_kinds(name, declared[name]) for name in some)} FROM ({statement})")
+            (row,) = self._plain.execute(
+                f"SELECT {', '.join(_kinds(name, declared[name]) for name in some)} FROM ({statement})"
+            )
             types += [[name, _tag(declared[name], row[n * 5 : n * 5 + 5])] for n, name in enumerate(some)]
         return types
 
@@ -95,7 +98,9 @@ class SqliteDatabase:
             raise ValueError(f"column {key!r} holds blobs: partition on another")
         return [to_bound(value) for value in found]
 
-    def stream(self, statement: str, types: Sequence[Sequence[str]] | None) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    def stream(
+        self, statement: str, types: Sequence[Sequence[str]] | None
+    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         types = types or self.describe({}, statement)
         schema = arrow_schema(types)
         columns = [(quoted(name), _physical(tag), tag) for name, tag in types]
@@ -116,6 +121,8 @@ class SqliteDatabase:
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     def close(self) -> None:
+        if self._cursor is not None:
+            self._cursor.close()
         if self._bulk is not None:
             self._bulk.close()
         self._plain.close()
@@ -134,8 +141,9 @@ def _kinds(name: str, declared: str) -> str:
     if decimal := _scale(declared):
         precision, scale = decimal
         # From 1e15 on, a real is no longer the decimal that was written.
-        lost = f"max({column} >= 1e{precision - scale} OR {column} <= -1e{precision - scale} OR typeof({column}) = 'real' AND "
-        lost += f"({column} <> round({column}, {scale}) OR abs({column}) >= 1e{15 - scale}))"
+        digits = f"({column} <> round({column}, {scale}) OR abs({column}) >= 1e{15 - scale})"
+        wide = f"{column} >= 1e{precision - scale} OR {column} <= -1e{precision - scale}"
+        lost = f"max({wide} OR typeof({column}) = 'real' AND {digits})"
     elif affinity in {"float64", "string"}:
         lost = "NULL"
     return f"typeof(min({column})), typeof(max({column})), {real}, {integer}, {lost}"

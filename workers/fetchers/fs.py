@@ -92,7 +92,7 @@ def _fetch_file(spec: FileSpec, scratch: Scratch, known: Known | None, context: 
             return None
         _check_size(spec, before.st_size)
         _restart(scratch)
-        while True:
+        while scratch.size <= before.st_size:  # a file that grows as fast as it is read has no end
             try:
                 block = file.read(_READ_BYTES)
             except OSError as error:
@@ -184,17 +184,29 @@ def _list(fs: Any, path: str, uri: str) -> list[tuple[str, str, Mapping[str, Any
         found = fs.find(path, detail=True, **strict) if below else fs.glob(path, detail=True, **strict)
     except FileNotFoundError:
         found = {}
+    top = path if below else re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
+    if _scheme(uri) == "ftp":
+        _check_ftp(fs, uri, top, None if below or "**" in path else path.removeprefix(top).count("/"))
     names = sorted(name for name, info in found.items() if info.get("type") != "directory")
     if not names:
         raise NothingMatched(uri, "nothing is there" if below else "no file matches")
     stripped = path.rstrip("/")
     prefix = uri.rstrip("/").removesuffix(stripped) if uri.rstrip("/").endswith(stripped) else None
-    top = path if below else re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
     out = []
     for name in names:
         full = prefix + name if prefix else fs.unstrip_protocol(name)
         out.append((full, name.removeprefix(top).lstrip("/") or base_name(full), found[name]))
     return out
+
+
+def _check_ftp(fs: Any, uri: str, top: str, depth: int | None) -> None:
+    """fsspec takes an FTP folder that it may not list for an empty one; only those that it listed are in its cache."""
+    infos = (info for listed in dict(fs.dircache).values() for _, info in listed)
+    root = top.rstrip("/")
+    for folder in sorted(info["name"] for info in infos if info["type"] == "directory"):
+        wanted = folder.startswith(root + "/") and (depth is None or folder.removeprefix(root).count("/") < depth)
+        if wanted and folder not in fs.dircache:
+            raise AccessDenied(uri, f"the FTP server does not list {folder}, and what is in it would be missed")
 
 
 def _overrides_find(fs: Any) -> bool:

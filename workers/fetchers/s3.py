@@ -1,4 +1,4 @@
-"""S3: an object in parallel ranges, all pinned to one ETag, written in order with flat memory; prefixes and globs listed.
+"""S3: an object in parallel ranges, pinned to one ETag and written in order with flat memory; prefixes and globs.
 
 How one GET is made is in :mod:`workers.s3read`, how a profile becomes a client in :mod:`workers.s3client`.
 """
@@ -24,7 +24,7 @@ from workers.s3read import NoRange, NotModified, Part, Reader, edge, reader_for,
 
 #: A round trip of 30 ms costs little beside 8 MB, and a range is what a cancelled download may still bring for nothing.
 RANGE_BYTES = 8 << 20
-#: Ranges of one object in flight: one connection to S3 gives 50 to 100 MB/s, so four fill a gigabit line many times over.
+#: Ranges of one object in flight: one connection to S3 gives 50 to 100 MB/s.
 RANGES_PER_OBJECT = 4
 #: Ranges held in memory by this process, whatever the number of objects: 8 × 8 MB bound it, not the number of threads.
 RANGES_PER_PROCESS = 8
@@ -87,10 +87,10 @@ class S3Fetcher:
                 future.add_done_callback(lambda _: self._slots.release())
 
     def expand(self, source: AnySource, context: Context) -> Iterator[FileSpec]:
-        """The objects under a prefix (trailing ``/``) or of a glob (``*`` and ``?`` stop at ``/``, ``**`` does not), by key.
+        """The objects under a prefix (ends in ``/``) or of a glob (``*``, ``?`` stop at ``/``, ``**`` not), by key.
 
         ``name`` is relative to the prefix, or to the folder above the first wildcard; ``version`` is the ETag. Empty
-        objects whose key ends in ``/`` (folder markers) are left out. Raises NothingMatched, or what the listing raised.
+        objects whose key ends in ``/`` (folder markers) are left out. Raises NothingMatched, or why it cannot list.
         """
         if not isinstance(source, Source):
             raise Unsupported(str(getattr(source, "uri", source)), "S3 can list a prefix or a glob only")
@@ -125,7 +125,7 @@ def _matcher(uri: str, pattern: str) -> Callable[[str], object]:
 
 
 def _listing(uri: str, bucket: str, prefix: str, context: Context) -> Iterator[dict[str, Any]]:
-    """Page by page, in the order of the keys' UTF-8 bytes, which is S3's own. Not obstore: it fails on keys it cannot say."""
+    """Page by page, in S3's own order, that of the keys' UTF-8 bytes. Not obstore: it fails on keys it cannot say."""
     profile = Profile.of(context)
     asked: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "PaginationConfig": {"PageSize": PAGE_KEYS}}
     if profile.requester_pays:

@@ -42,7 +42,7 @@ class SqlFetcher:
         return Fetched(samples=rows)
 
     def expand(self, source: AnySource, context: Context) -> Iterator[FileSpec]:
-        """One FileSpec per partition, by ascending key. Raises what the database says of the table, the query or the key."""
+        """One FileSpec per partition, by ascending key. Raises what the database says of the query or the key."""
         if not isinstance(source, Sql):
             raise Unsupported(str(getattr(source, "uri", source)), "a database is asked with ingest.Sql")
         if bool(source.table) == bool(source.query):
@@ -105,14 +105,19 @@ class _Sink(io.RawIOBase):
 
     def __init__(self, scratch: Scratch) -> None:
         super().__init__()
-        self._scratch = scratch
+        self._scratch: Scratch | None = scratch
+
+    def leave(self) -> None:
+        """Nothing reaches the scratch any more: an interrupted writer still writes a footer when it is collected."""
+        self._scratch = None
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any, /) -> int:
         view = memoryview(data)
-        self._scratch.write(view)
+        if self._scratch is not None:
+            self._scratch.write(view)
         return view.nbytes
 
 
@@ -121,8 +126,8 @@ def _write(schema: pa.Schema, batches: Iterator[pa.RecordBatch], scratch: Scratc
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    sink = pa.PythonFile(_Sink(scratch), mode="w")
-    writer = pq.ParquetWriter(sink, schema, compression="zstd")
+    sink = _Sink(scratch)
+    writer = pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression="zstd")
     rows = 0
     try:
         for group in _groups(schema, batches, group_rows):
@@ -132,7 +137,7 @@ def _write(schema: pa.Schema, batches: Iterator[pa.RecordBatch], scratch: Scratc
             writer.write_table(schema.empty_table())
         writer.close()
     finally:
-        writer.is_open = False  # or its finaliser would write the footer of a file that was interrupted
+        sink.leave()
     return rows
 
 

@@ -118,7 +118,7 @@ def test_parquet_columns(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(table(3), path)
     assert list(parquet.read(path, "src", ["id", "at.x"]))[2] == {"id": 2, "at": {"x": 2}}
-    with pytest.raises(DataError, match="column 'nope'.*at, id, name"):
+    with pytest.raises(DataError, match=r"column 'nope'.*at, id, name"):
         list(parquet.read(path, "src", ["nope"]))
 
 

@@ -17,10 +17,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from ingest.dataset import StreamingDataset, relay  # noqa: E402 - after the skip
-from ingest.dataset.wire import Line, Server  # noqa: E402
-from ingest.errors import IngestError, WaitTimeout  # noqa: E402
-from tests.unit.dataset.fakes import FakeJob, expected, finished_job, until  # noqa: E402
+from ingest.dataset import StreamingDataset, relay
+from ingest.dataset.wire import Line, Server
+from ingest.errors import IngestError, WaitTimeout
+from tests.unit.dataset.fakes import FakeJob, expected, finished_job, until
 
 
 def threads() -> list[str]:
@@ -57,7 +57,7 @@ def test_close_ends_who_waits() -> None:
     threading.Timer(0.2, dataset.close).start()
     with pytest.raises(IngestError, match="was closed"):
         list(dataset)
-    assert job.closed == 1
+    until(lambda: job.closed == 1, "the reader to be closed")
 
 
 def test_a_reader_is_closed_once_the_job_has_ended_and_the_dataset_goes_on(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_reader_is_closed_once_the_job_has_ended_and_the_dataset_goes_on(tmp_p
 
 
 PARENT = """
-import os, sys, threading
+import os, signal, sys
 from torch.utils.data import DataLoader
 from ingest.dataset import StreamingDataset
 from tests.unit.dataset.fakes import FakeJob, write_lines
@@ -79,10 +79,14 @@ def main():
     job.add(*[1] * 6)
     for n in range(3):
         job.end(n, [write_lines(Path(sys.argv[1]), f"{n}.jsonl", [n])])
-    loader = DataLoader(StreamingDataset(job, timeout=600), batch_size=None, num_workers=3, multiprocessing_context="fork")
+    dataset = StreamingDataset(job, timeout=600)
+    loader = DataLoader(dataset, batch_size=None, num_workers=3, multiprocessing_context="fork")
     samples = iter(loader)
     got = sorted(next(samples) for _ in range(3))
-    print(got, *(worker.pid for worker in samples._workers), flush=True)
+    idle = os.fork()  # keeps copies of all that is open here, as any child that is forked and not exec'ed does
+    if not idle:
+        signal.pause()
+    print(got, idle, *(worker.pid for worker in samples._workers), flush=True)
     next(samples)  # never comes
 
 main()
@@ -101,20 +105,29 @@ def gone(pid: int) -> bool:
 def test_workers_end_when_their_rank_process_is_killed(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", PARENT, str(tmp_path)],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     try:
         assert parent.stdout is not None
         line = parent.stdout.readline()
         assert line.startswith("[0, 1, 2] "), line
-        workers = [int(pid) for pid in line.partition("]")[2].split()]
+        idle, *workers = (int(pid) for pid in line.partition("]")[2].split())
         assert len(workers) == 3 and not any(map(gone, workers))
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
         assert parent.stdout is not None
         parent.stdout.close()
-    until(lambda: all(map(gone, workers)), "the workers of a killed rank process to end", 15.0)
+    try:
+        until(lambda: all(map(gone, workers)), "the workers of a killed rank process to end", 15.0)
+    finally:
+        for pid in (idle, *workers):
+            if not gone(pid):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_the_interpreter_ends_at_once_with_a_dataset_open() -> None:

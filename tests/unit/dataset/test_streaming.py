@@ -6,6 +6,7 @@ import itertools
 import tarfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -41,6 +42,17 @@ def test_all_of_it_with_fewer_and_more_files_than_consumers(
         dataset.close()
     assert sorted(got) == expected(files, 9)
     assert (got != expected(files, 9)) or not shuffle
+
+
+@contextmanager
+def iterating(loader: torch_data.DataLoader) -> Iterator[Iterator[object]]:
+    """An iterator whose workers are told to end here, not when the garbage collector finds it in a traceback."""
+    samples = iter(loader)
+    try:
+        yield samples
+    finally:
+        if loader.num_workers:
+            samples._shutdown_workers()
 
 
 def first_number(path: Path) -> Iterator[int]:
@@ -85,10 +97,10 @@ def test_a_wait_that_is_too_long_names_job_shard_and_cause(tmp_path: Path, worke
     job.add(1, 1)
     job.seal()
     job.end(0, [write_lines(tmp_path, "0.jsonl", [1])])
-    samples = iter(loader(StreamingDataset(job, timeout=0.3), workers))
-    assert next(samples) == 1
-    with pytest.raises(WaitTimeout, match=r"(?s)job job1 .*shard 1: it is in the queue of node-1"):
-        next(samples)
+    with iterating(loader(StreamingDataset(job, timeout=0.3), workers)) as samples:
+        assert next(samples) == 1
+        with pytest.raises(WaitTimeout, match=r"(?s)job job1 .*shard 1: it is in the queue of node-1"):
+            next(samples)
 
 
 def test_a_plan_that_never_ends_is_a_timeout_too() -> None:
@@ -115,10 +127,10 @@ def test_a_failed_file_raises_when_the_order_reaches_it(tmp_path: Path, workers:
     job.end(0, [write_lines(tmp_path, "a.jsonl", [1])])
     job.end(1, failures=[failure(1)], state="failed")
     job.tell(complete=True, state="failed")
-    samples = iter(loader(StreamingDataset(job), workers))
-    assert next(samples) == 1
-    with pytest.raises(JobFailed, match=r"https://host/bad\.tar: the origin says 404 \(NotFound after 1 attempt"):
-        next(samples)
+    with iterating(loader(StreamingDataset(job), workers)) as samples:
+        assert next(samples) == 1
+        with pytest.raises(JobFailed, match=r"https://host/bad\.tar: the origin says 404 \(NotFound after 1 attempt"):
+            next(samples)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -158,12 +170,12 @@ def test_an_absent_ledger_reaches_who_waits_and_landed_files_are_read_before(tmp
     job.seal()
     job.end(0, [write_lines(tmp_path, "0.jsonl", [1, 2])])
     dataset = StreamingDataset(job, timeout=30)
-    samples = iter(loader(dataset, workers))
-    assert next(samples) == 1
-    job.tell(error=LedgerUnavailable("redis://r:1/0", "refused"))
-    assert next(samples) == 2
-    with pytest.raises(LedgerUnavailable, match="no ledger at redis://r:1/0: refused"):
-        next(samples)
+    with iterating(loader(dataset, workers)) as samples:
+        assert next(samples) == 1
+        job.tell(error=LedgerUnavailable("redis://r:1/0", "refused"))
+        assert next(samples) == 2
+        with pytest.raises(LedgerUnavailable, match="no ledger at redis://r:1/0: refused"):
+            next(samples)
     job.tell(error=None)  # and back again: a new iterator goes on
     job.end(1, [write_lines(tmp_path, "1.jsonl", [3])])
     until(lambda: dataset._feed is not None and dataset._feed._error is None, "the feed to try again")
@@ -172,7 +184,7 @@ def test_an_absent_ledger_reaches_who_waits_and_landed_files_are_read_before(tmp
 
 def test_a_reader_that_breaks_is_an_error_for_who_waits() -> None:
     job = FakeJob(error=KeyError("surprise"))
-    with pytest.raises(IngestError, match="following job job1 failed.*surprise"):
+    with pytest.raises(IngestError, match=r"following job job1 failed.*surprise"):
         list(StreamingDataset(job))
 
 
@@ -220,10 +232,10 @@ def test_a_damaged_sample_keeps_its_class_through_a_worker(tmp_path: Path, worke
     job.add(1)
     job.end(0, [path])
     job.tell(complete=True, state="done")
-    samples = iter(loader(StreamingDataset(job), workers))
-    assert next(samples) == 1
-    with pytest.raises(DataError, match=r"(?s)a\.jsonl: https://host/a\.jsonl: line 2"):
-        next(samples)
+    with iterating(loader(StreamingDataset(job), workers)) as samples:
+        assert next(samples) == 1
+        with pytest.raises(DataError, match=r"(?s)a\.jsonl: https://host/a\.jsonl: line 2"):
+            next(samples)
 
 
 def breaks(path: Path) -> Iterator[int]:

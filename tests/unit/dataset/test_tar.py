@@ -33,7 +33,13 @@ def fields(path: Path) -> list[dict[str, object]]:
 @pytest.mark.parametrize("dialect", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_every_dialect_with_long_names(tmp_path: Path, dialect: int, mode: str) -> None:
-    members = [("a.JPG", b"1" * 513), ("a.seg.png", b""), (f"{LONG}.txt", b"2" * 512), ("./x/b.cls", b"7"), ("c.txt", b"x")]
+    members = [
+        ("a.JPG", b"1" * 513),
+        ("a.seg.png", b""),
+        (f"{LONG}.txt", b"2" * 512),
+        ("./x/b.cls", b"7"),
+        ("c.txt", b"x"),
+    ]
     path = write(tmp_path / ("a.tar" if mode == "w" else "a.tar.gz"), members, mode, dialect)
     assert fields(path) == [
         {"__key__": "a", "jpg": b"1" * 513, "seg.png": b""},
