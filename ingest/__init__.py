@@ -1,7 +1,8 @@
-"""Download requests as messages: a training job asks for data by URI, a cluster of Celery workers brings it to local disk.
+"""Download requests as messages: a training job asks for data by URI, a cluster of Celery workers brings it to local
+disk.
 
-    client = ingest.Client()
-    paths = client.fetch("https://host/a-{000..127}.tar", timeout=600)
+client = ingest.Client()
+paths = client.fetch("https://host/a-{000..127}.tar", timeout=600)
 """
 
 from __future__ import annotations

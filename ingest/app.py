@@ -1,7 +1,7 @@
 """The Celery app, its settings, and the names of its tasks and queues. What the tasks do is in ``workers``.
 
-Importing it connects to nothing. An operator overrides the settings in ``celeryconfig.py``; a reason stands beside each one
-that is not Celery's default.
+Importing it connects to nothing. An operator overrides the settings in ``celeryconfig.py``; a reason stands beside
+each one that is not Celery's default.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def defaults(settings: Settings | None = None) -> dict[str, Any]:
         "socket_connect_timeout": limits.connect_s,
         "socket_keepalive": True,
         "health_check_interval": 25,
-        # Doorbells are acknowledged when a process takes them, so nothing is unacknowledged for long; the ledger, not this,
-        # brings back what a dead worker had.
+        # Doorbells are acknowledged when a process takes them, so nothing is unacknowledged for long; the
+        # ledger, not this, brings back what a dead worker had.
         "visibility_timeout": limits.visibility_s,
     }
     return {
@@ -64,7 +64,12 @@ def defaults(settings: Settings | None = None) -> dict[str, Any]:
         "broker_connection_max_retries": None,
         "broker_connection_timeout": limits.connect_s,
         # A trainer that cannot ring is told within seconds; the reconciler rings for it anyway.
-        "task_publish_retry_policy": {"max_retries": 3, "interval_start": 0.1, "interval_step": 0.3, "interval_max": 1.0},
+        "task_publish_retry_policy": {
+            "max_retries": 3,
+            "interval_start": 0.1,
+            "interval_step": 0.3,
+            "interval_max": 1.0,
+        },
         "redis_socket_timeout": 30.0,
         "redis_socket_connect_timeout": limits.connect_s,
         "redis_socket_keepalive": True,
@@ -72,11 +77,11 @@ def defaults(settings: Settings | None = None) -> dict[str, Any]:
         # As long as the ledger remembers the job.
         "result_expires": s.keep_s,
         "task_default_queue": FETCH_QUEUE,
-        # A node's queues are named after it and made when it first speaks, or is first spoken to; only ``node_queue`` names
-        # them, so a typing error cannot make a queue that nobody reads.
+        # A node's queues are named after it and made when it first speaks, or is first spoken to; only
+        # ``node_queue`` names them, so a typing error cannot make a queue that nobody reads.
         "task_create_missing_queues": True,
-        # A doorbell says "there is work", no more: losing or doubling one is harmless, so it is acknowledged early. Late
-        # acknowledgement would bring kombu's restore and visibility timeout into play, which double running work.
+        # A doorbell says "there is work", no more: losing or doubling one is harmless, so it is acknowledged early.
+        # Late acknowledgement would bring kombu's restore and visibility timeout into play, which double running work.
         "task_acks_late": False,
         "task_reject_on_worker_lost": False,
         "task_routes": {PLAN_TASK: {"queue": PLAN_QUEUE}, "ingest.*": {"queue": FETCH_QUEUE}},
@@ -130,8 +135,11 @@ app = make_app()
 
 
 @app.task(name=DOWNLOAD_TASK)  # type: ignore[untyped-decorator] # Celery has no types
-def download(uri: str, into: str | None = None, digest: str | None = None, connection: str | None = None) -> dict[str, Any]:
-    """``ingest.download.delay(uri, into=None, digest=None, connection=None).get(timeout=…)`` → ``{"paths": [absolute, …]}``.
+def download(
+    uri: str, into: str | None = None, digest: str | None = None, connection: str | None = None
+) -> dict[str, Any]:
+    """``ingest.download.delay(uri, into=None, digest=None, connection=None).get(timeout=…)`` →
+    ``{"paths": [absolute, …]}``.
 
     One message, one source, one result, for those who want nothing but Celery. It takes the same way as a job: retried,
     fetched once for all who want it, and failing with the same typed errors. This is its declaration; data nodes have

@@ -1,9 +1,10 @@
-"""Running digests by name. hashlib's are always there; blake3 and crc32c come from an extra, imported when first asked for."""
+"""Running digests by name. hashlib's are always there; blake3 and crc32c come from an extra, imported when first
+asked for."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 
 class Digest(Protocol):
@@ -19,7 +20,7 @@ class _Crc32c:
     def __init__(self) -> None:
         import google_crc32c
 
-        self._sum = google_crc32c.Checksum()
+        self._sum: Any = google_crc32c.Checksum()  # type: ignore[no-untyped-call] # it has no types
 
     def update(self, data: bytes | memoryview, /) -> None:
         self._sum.update(bytes(data))
@@ -35,6 +36,5 @@ def new(algorithm: str) -> Digest:
     if algorithm == "blake3":
         import blake3
 
-        made: Digest = blake3.blake3()
-        return made
+        return cast(Digest, blake3.blake3())
     return hashlib.new(algorithm)

@@ -1,4 +1,5 @@
-"""Ringing: Celery messages that say "there is work on this queue". The ledger is written first; a lost ring costs seconds."""
+"""Ringing: Celery messages that say "there is work on this queue". The ledger is written first; a lost ring costs
+seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from kombu.exceptions import OperationalError
 
 from ingest.app import FETCH_TASK, PLAN_QUEUE, PLAN_TASK
 
-#: Rings of one queue that may lie in the broker at once, whatever the number of shards: enough to wake every process of a
+#: Rings of one queue that may lie in the broker at once, whatever the number of shards: enough to wake every process
+# of a
 #: large fleet; whoever finishes a shard rings for the next.
 MOST_RINGS = 1000
 
@@ -20,7 +22,8 @@ def task_of(queue: str) -> str:
 
 
 def ring(app: Celery, due: Mapping[str, int], most: int = MOST_RINGS) -> int:
-    """Ring for each queue, once per due unit, up to ``most`` less what is already in the broker. Returns how many were rung.
+    """Ring for each queue, once per due unit, up to ``most`` less what is already in the broker. Returns how many
+    were rung.
 
     A broker that cannot be reached is no error here: the reconciler rings for whatever is due and unclaimed.
     """
@@ -32,9 +35,16 @@ def ring(app: Celery, due: Mapping[str, int], most: int = MOST_RINGS) -> int:
                 if want > 0:
                     with producer.batch():
                         for _ in range(want):
-                            app.send_task(task_of(queue), (queue,), queue=queue, producer=producer, ignore_result=True, retry=False)
+                            app.send_task(
+                                task_of(queue),
+                                (queue,),
+                                queue=queue,
+                                producer=producer,
+                                ignore_result=True,
+                                retry=False,
+                            )
                     rung += want
-    except (OperationalError, *_connection_errors(app)):
+    except _unreachable(app):
         return rung
     return rung
 
@@ -44,6 +54,6 @@ def waiting(channel: object, queue: str) -> int:
     return int(channel._size(queue))  # type: ignore[attr-defined]
 
 
-def _connection_errors(app: Celery) -> tuple[type[BaseException], ...]:
+def _unreachable(app: Celery) -> tuple[type[Exception], ...]:
     connection = app.connection_for_write()
-    return (*connection.connection_errors, *connection.channel_errors)
+    return (OperationalError, *connection.connection_errors, *connection.channel_errors)

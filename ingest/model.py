@@ -248,7 +248,9 @@ def parse_digest(digest: str) -> tuple[str, str]:
     if not colon or algorithm not in DIGEST_HEX:
         raise UsageError(f"digest {digest!r}: write it as ALGORITHM:HEX, with one of {', '.join(DIGEST_HEX)}")
     if len(value) != DIGEST_HEX[algorithm] or not all(c in "0123456789abcdef" for c in value):
-        raise UsageError(f"digest {digest!r}: {algorithm} has {DIGEST_HEX[algorithm]} hexadecimal digits, this has {len(value)}")
+        raise UsageError(
+            f"digest {digest!r}: {algorithm} has {DIGEST_HEX[algorithm]} hexadecimal digits, this has {len(value)}"
+        )
     return algorithm, value
 
 
@@ -262,11 +264,12 @@ def check_source_text(uri: str) -> None:
         _ = parts.port, parts.netloc.encode()
     except ValueError:
         raise BadSource(shown, "not a URI: its host or port cannot be read") from None
-    if not parts.scheme or "://" not in uri:
+    if not parts.scheme or uri[len(parts.scheme) :][:3] != "://":
         raise BadSource(shown, "has no scheme; write https://…, s3://…, file:///… or another URI that fsspec opens")
     if parts.password is not None:
         raise BadSource(
-            shown, "a password in a URI would travel through the queue; put it under [connections.NAME] on the data nodes "
+            shown,
+            "a password in a URI would travel through the queue; put it under [connections.NAME] on the data nodes "
             "and pass Source(uri, connection='NAME')",
         )
     if parts.scheme in {"http", "https"} and not parts.hostname:
@@ -279,7 +282,9 @@ def pack(records: Iterable[Record]) -> bytes:
 
 
 def pack_json(data: Any) -> bytes:
-    return zlib.compress(json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass"), 6)
+    return zlib.compress(
+        json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass"), 6
+    )
 
 
 def unpack_json(data: bytes) -> Any:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from ingest.errors import ConfigError
 
@@ -53,7 +53,17 @@ class Limits:
             if not 0 < a < b:
                 raise ConfigError("[limits]", f"{low} ({a:g}) must be above 0 and below {high} ({b:g})")
         if not self.renew_s * 3 <= self.lease_s <= 12:
-            raise ConfigError("[limits]", f"lease_s ({self.lease_s:g}) must be at most 12 and at least 3 × renew_s ({self.renew_s:g})")
+            raise ConfigError(
+                "[limits]", f"lease_s ({self.lease_s:g}) must be at most 12 and at least 3 × renew_s ({self.renew_s:g})"
+            )
+        _at_least(self, "[limits]", renew_s=0.001, progress_s=0, wait_s=0.001, node_grace_s=0)
+
+
+def _at_least(section: object, where: str, **least: float) -> None:
+    for key, low in least.items():
+        value = getattr(section, key)
+        if not value >= low:  # not a number is not at least anything either
+            raise ConfigError(where, f"{key} ({value:g}) must be at least {low:g}")
 
 
 @dataclass(frozen=True)
@@ -71,10 +81,11 @@ class Retry:
     deliveries: int = 5
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.deliveries < 1:
-            raise ConfigError("[retry]", "attempts and deliveries must be at least 1")
+        _at_least(self, "[retry]", attempts=1, deliveries=1, retry_after_cap_s=0)
         if not 0 <= self.base_s <= self.cap_s <= self.deadline_s or self.retry_after_cap_s > self.deadline_s:
-            raise ConfigError("[retry]", "0 <= base_s <= cap_s <= deadline_s and retry_after_cap_s <= deadline_s must hold")
+            raise ConfigError(
+                "[retry]", "0 <= base_s <= cap_s <= deadline_s and retry_after_cap_s <= deadline_s must hold"
+            )
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,9 @@ class Http:
     parallel: int = 8
     redirects: int = 10
     user_agent: str = ""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "[http]", chunk_bytes=1, parallel=1, redirects=0)
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,9 @@ class StoreLimits:
     fresh_s: float = 600.0
     fsync: bool = True
     scratch_ttl_s: float = 6 * 3600.0
+
+    def __post_init__(self) -> None:
+        _at_least(self, "[store]", min_free_bytes=0, max_file_bytes=1, fresh_s=0, scratch_ttl_s=0)
 
 
 @dataclass(frozen=True)
@@ -166,15 +183,14 @@ def _under(uri: str, prefix: str) -> bool:
 
 def redact(url: str) -> str:
     """A URL without its password, fit to be shown."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
+    # By hand, because urlsplit ends a host at the first "/", "?" or "#", and a password may hold one of them.
+    scheme, is_url, rest = url.partition("://")
+    if not is_url:
         return "(not a URL)"
-    if parts.password is None and "?" not in url:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    user = f"{parts.username}@" if parts.username else ""
-    return urlunsplit((parts.scheme, user + host, parts.path, "", ""))
+    login, has_login, place = rest.rpartition("@")
+    user = login.partition(":")[0]
+    shown = f"{user}@" if has_login and user and not set(user) & set("/?#") else ""
+    return f"{scheme}://{shown}{re.split('[?#]', place, maxsplit=1)[0]}"
 
 
 S = TypeVar("S")
@@ -200,24 +216,58 @@ def _section(cls: type[S], table: Any, where: str, given: Mapping[str, Any] | No
             value = Path(value)
         if not isinstance(value, type(default)):
             raise ConfigError(where, f"{key} must be {type(default).__name__}, not {value!r}")
+        if isinstance(value, tuple) and not all(isinstance(item, str) for item in value):
+            raise ConfigError(where, f"{key} must be a list of strings, not {list(value)!r}")
         values.setdefault(key, value)
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(where, error.reason) from None
 
 
-def _secret(value: Any, where: str) -> Any:
+def _secret(value: Any, where: str, env: Mapping[str, str]) -> Any:
     """``{env = "NAME"}`` and ``{file = "PATH"}`` become what they point at, so that a config file need hold no secret."""
-    if isinstance(value, dict) and set(value) == {"env"}:
-        if value["env"] not in os.environ:
-            raise ConfigError(where, f"the environment variable {value['env']} is not set")
-        return os.environ[value["env"]]
-    if isinstance(value, dict) and set(value) == {"file"}:
-        try:
-            return Path(value["file"]).expanduser().read_text().strip()
-        except OSError as error:
-            raise ConfigError(where, f"cannot read {value['file']}: {error.strerror}") from None
-    if isinstance(value, dict):
-        return {k: _secret(v, where) for k, v in value.items()}
-    return value
+    if not isinstance(value, dict):
+        return value
+    if set(value) not in ({"env"}, {"file"}):
+        return {k: _secret(v, where, env) for k, v in value.items()}
+    ((kind, name),) = value.items()
+    if not isinstance(name, str):
+        raise ConfigError(where, f"{kind} must be a string, not {name!r}")
+    if kind == "env":
+        if name not in env:
+            raise ConfigError(where, f"the environment variable {name} is not set")
+        return env[name]
+    try:
+        return Path(name).expanduser().read_text().strip()
+    except OSError as error:
+        raise ConfigError(where, f"cannot read {name}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(where, f"{name} is not text") from None
+
+
+def _connections(table: Any, where: str, env: Mapping[str, str]) -> dict[str, Connection]:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where} [connections]", "must be a table of tables: [connections.NAME]")
+    made = {}
+    for name, values in table.items():
+        here = f"{where} [connections.{name}]"
+        if not isinstance(values, dict):
+            raise ConfigError(here, "must be a table")
+        made[name] = Connection(name, {key: _secret(value, f"{here} {key}", env) for key, value in values.items()})
+        if not isinstance(made[name].values.get("match", ""), str):
+            raise ConfigError(here, "match must be a string: the prefix of a URI")
+    return made
+
+
+def _file_roots(table: Any, where: str) -> tuple[str, ...]:
+    found = _section(_Files, table, f"{where} [files]")
+    return tuple(str(Path(root).expanduser()) for root in found.roots)
+
+
+@dataclass(frozen=True)
+class _Files:
+    roots: tuple[str, ...] = ()
 
 
 def _config_file(environ: Mapping[str, str]) -> Path | None:
@@ -233,6 +283,8 @@ def _config_file(environ: Mapping[str, str]) -> Path | None:
 
 
 _SECTIONS = {"limits": Limits, "retry": Retry, "http": Http, "store": StoreLimits, "egress": Egress}
+_NUMBERS: dict[str, type[int] | type[float]] = {"concurrency": int, "keep_s": float}
+LOG_FORMATS = ("auto", "json", "text")
 _TOP = {"redis_url", "broker_url", "result_url", "ledger_url", "prefix", "node", "concurrency", "keep_s", "log_format"}
 
 
@@ -243,45 +295,67 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     data: dict[str, Any] = {}
     if path is not None:
         try:
-            data = tomllib.loads(path.read_text())
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(str(path), f"cannot be read: {error.strerror}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(str(path), str(error)) from None
     unknown = set(data) - _TOP - set(_SECTIONS) - {"connections", "files"}
     if unknown:
         raise ConfigError(str(path), f"unknown key {sorted(unknown)[0]!r}")
     where = str(path) if path else "environment"
-    values: dict[str, Any] = {key: data[key] for key in _TOP & set(data)}
-    for key in _TOP:
-        if f"INGEST_{key.upper()}" in env:
-            values[key] = env[f"INGEST_{key.upper()}"]
-    for key, number in (("concurrency", int), ("keep_s", float)):
-        if key in values:
-            try:
-                values[key] = number(values[key])
-            except ValueError:
-                raise ConfigError(where, f"{key} must be a number, not {values[key]!r}") from None
-    redis_url = values.setdefault("redis_url", DEFAULT_REDIS_URL)
-    for key in ("broker_url", "result_url", "ledger_url"):
-        values.setdefault(key, redis_url)
-    for key in ("redis_url", "broker_url", "result_url", "ledger_url"):
-        check_redis_url(values[key], key)
-    values.setdefault("node", socket.gethostname() or "localhost")
-    if not _NAME.fullmatch(values["node"]):
-        raise ConfigError("INGEST_NODE", f"{values['node']!r} must be letters, digits, '_', '.' or '-'")
-    values.setdefault("concurrency", max(4, os.cpu_count() or 1) + 1)
-    if values["concurrency"] < 2:
-        raise ConfigError(where, "concurrency must be at least 2: one slot is kept for planning")
+    values = _top(data, where, env)
     for name, cls in _SECTIONS.items():
         values[name] = _section(cls, data.get(name, {}), f"{where} [{name}]", _from_env(name, env))
     root = Path(values["store"].root).expanduser()
     values["store"] = dataclasses.replace(values["store"], root=Path(os.path.abspath(root)))
-    files = data.get("files", {})
-    values["file_roots"] = tuple(str(Path(r).expanduser()) for r in files.get("roots", ()))
-    connections = data.get("connections", {})
-    values["connections"] = {
-        name: Connection(name, _secret(table, f"{where} [connections.{name}]")) for name, table in connections.items()
-    }
+    values["file_roots"] = _file_roots(data.get("files", {}), where)
+    values["connections"] = _connections(data.get("connections", {}), where, env)
     return Settings(config_path=path, **values)
+
+
+def _top(data: Mapping[str, Any], where: str, env: Mapping[str, str]) -> dict[str, Any]:
+    """What is not in a section: from the environment, else from the file, else a default."""
+    values: dict[str, Any] = {}
+    at: dict[str, str] = {}  # key → where a person finds it
+    for key in sorted(_TOP):
+        variable = f"INGEST_{key.upper()}"
+        if variable in env:
+            values[key], at[key] = env[variable], variable
+        elif key in data:
+            values[key], at[key] = data[key], f"{where} {key}"
+    for key, value in values.items():
+        if key in _NUMBERS:
+            values[key] = _number(value, _NUMBERS[key], at[key])
+        elif not isinstance(value, str):
+            raise ConfigError(at[key], f"must be a string, not {value!r}")
+    redis_url = values.setdefault("redis_url", DEFAULT_REDIS_URL)
+    for key in ("broker_url", "result_url", "ledger_url"):
+        values.setdefault(key, redis_url)
+    for key in ("redis_url", "broker_url", "result_url", "ledger_url"):
+        check_redis_url(values[key], at.get(key, key))
+    values.setdefault("node", socket.gethostname() or "localhost")
+    if not _NAME.fullmatch(values["node"]):
+        raise ConfigError(at.get("node", "INGEST_NODE"), f"{values['node']!r} must be letters, digits, '_', '.' or '-'")
+    values.setdefault("concurrency", max(4, os.cpu_count() or 1) + 1)
+    if values["concurrency"] < 2:
+        raise ConfigError(
+            at["concurrency"], f"{values['concurrency']} must be at least 2: one slot is kept for planning"
+        )
+    if not 0 < values.get("keep_s", 1) < 1e11:
+        raise ConfigError(at["keep_s"], f"{values['keep_s']:g} must be a number of seconds above 0")
+    if values.get("log_format", "auto") not in LOG_FORMATS:
+        raise ConfigError(at["log_format"], f"{values['log_format']!r} must be one of {', '.join(LOG_FORMATS)}")
+    return values
+
+
+def _number(value: Any, kind: type[int] | type[float], where: str) -> int | float:
+    try:
+        if isinstance(value, bool) or (kind is int and isinstance(value, float)):
+            raise ValueError
+        return kind(value)
+    except (ValueError, TypeError):
+        raise ConfigError(where, f"must be a {'whole ' * (kind is int)}number, not {value!r}") from None
 
 
 def _from_env(section: str, env: Mapping[str, str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What runs on a data node: ``celery -A workers worker``, and ``celery -A workers flower`` for the dashboard.
 
-The operator's ``celeryconfig.py`` is read from the working directory, if it is ours (one that builds on ``ingest.app.defaults``).
+The operator's ``celeryconfig.py`` is read from the working directory, if it is ours (one that builds on
+``ingest.app.defaults``).
 """
 
 from __future__ import annotations

@@ -47,10 +47,15 @@ class Agent:
     def info(self) -> dict[str, object]:
         """What the heartbeat says of this node."""
         return {
-            "node": self.settings.node, "store": self.store.id, "slots": self.settings.concurrency,
-            "connections": sorted(self.settings.connections), "version": _version(), "free_bytes": self.store.free_bytes(),
-            "pid": self.parent, "time": time.time(),
-        }  # fmt: skip
+            "node": self.settings.node,
+            "store": self.store.id,
+            "slots": self.settings.concurrency,
+            "connections": sorted(self.settings.connections),
+            "version": _version(),
+            "free_bytes": self.store.free_bytes(),
+            "pid": self.parent,
+            "time": time.time(),
+        }
 
     def beat(self) -> None:
         """One round: renew what living processes hold, take back what dead ones held, stop what is to stop."""
@@ -109,7 +114,10 @@ class Agent:
                     log.warning("ledger.unavailable", extra={"node": self.settings.node, "reason": str(error)})
                 self._away = True
             except (IngestError, OSError) as error:
-                log.error("agent.error", extra={"node": self.settings.node, "error": type(error).__name__, "reason": str(error)})
+                log.error(
+                    "agent.error",
+                    extra={"node": self.settings.node, "error": type(error).__name__, "reason": str(error)},
+                )
             time.sleep(max(0.1, period - (time.monotonic() - begun)))
         self.bye()
 

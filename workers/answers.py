@@ -136,7 +136,7 @@ def client_error(uri: str, error: BaseException, limits: Limits) -> FetchError:
         why = getattr(found, "verify_message", "") or "certificate verify failed"
         return BadResponse(
             uri,
-            f"the server's TLS certificate is not trusted ({why}); for a private CA, set verify = \"/path/ca.pem\" "
+            f'the server\'s TLS certificate is not trusted ({why}); for a private CA, set verify = "/path/ca.pem" '
             "under [connections.NAME] in ingest.toml on the data node",
         )
     if among(socket.gaierror):

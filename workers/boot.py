@@ -1,4 +1,5 @@
-"""How a ``celery worker`` becomes a data node: its name, its queues, its agent, its logs, and what it does when it is to stop."""
+"""How a ``celery worker`` becomes a data node: its name, its queues, its agent, its logs, and what it does when it
+is to stop."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from typing import Any
 
 import billiard.pool
 from celery import bootsteps, signals
-from kombu import Queue
+from kombu.entity import Queue
 
 from ingest.app import app, queues_of
 from ingest.errors import IngestError
@@ -30,12 +31,13 @@ _agent: subprocess.Popen[bytes] | None = None
 
 def configure() -> None:
     """This node's queues, beside the shared ones. ``-Q`` on the command line chooses among them."""
-    app.conf.task_queues = [Queue(name, routing_key=name) for name in queues_of(current().node)]
+    app.conf.task_queues = [Queue(name, routing_key=name) for name in queues_of(current().node)]  # type: ignore[no-untyped-call]
 
 
-@signals.celeryd_init.connect
+@signals.celeryd_init.connect  # type: ignore[untyped-decorator] # Celery has no types
 def _name(sender: str, instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
-    """``ingest@NODE`` unless ``-n`` says otherwise; a store that cannot be used ends the worker here, before it takes work."""
+    """``ingest@NODE`` unless ``-n`` says otherwise; a store that cannot be used ends the worker here, before it
+    takes work."""
     if sender.startswith("celery@"):
         instance.hostname = f"ingest@{current().node}"
     holding.table()  # before the pool is forked, so that every process shares it
@@ -47,14 +49,14 @@ def _name(sender: str, instance: Any, conf: Any, options: dict[str, Any], **_: A
     fetcher_for("https")
 
 
-@signals.setup_logging.connect
+@signals.setup_logging.connect  # type: ignore[untyped-decorator] # Celery has no types
 def _logging(loglevel: int | str | None = None, **_: Any) -> None:
     level = loglevel if isinstance(loglevel, int) else logging.INFO
     # Celery's own default of WARNING would hide that anything is done at all.
     logs.setup(current().log_format, min(level, logging.INFO) if level == logging.WARNING else level)
 
 
-@signals.worker_shutting_down.connect
+@signals.worker_shutting_down.connect  # type: ignore[untyped-decorator] # Celery has no types
 def _stopping(sender: Any = None, sig: str = "", how: str = "", **_: Any) -> None:
     node.stop_within(GRACE_S if how == "Warm" else 0)
     if _agent is not None and _agent.poll() is None:
@@ -67,11 +69,16 @@ def start_agent() -> None:
     if _agent is not None and _agent.poll() is None:
         return
     if _agent is not None:
-        log.warning("agent.restarted", extra={"node": current().node, "reason": f"it ended with status {_agent.returncode}"})
-    given = {
-        "worker": node.this_node().worker, "parent": os.getpid(), "grace_s": GRACE_S,
-        "level": logging.getLogger().getEffectiveLevel(), "table": holding.table(),
-    }  # fmt: skip
+        log.warning(
+            "agent.restarted", extra={"node": current().node, "reason": f"it ended with status {_agent.returncode}"}
+        )
+    given: dict[str, Any] = {
+        "worker": node.this_node().worker,
+        "parent": os.getpid(),
+        "grace_s": GRACE_S,
+        "level": logging.getLogger().getEffectiveLevel(),
+        "table": holding.table(),
+    }
     # A session of its own: Ctrl-C goes to the worker, which needs its agent until its pool has ended.
     _agent = subprocess.Popen(
         [sys.executable, "-m", "workers.agent", json.dumps(given)], start_new_session=True, pass_fds=(given["table"],)
@@ -99,7 +106,7 @@ class AgentStep(bootsteps.StartStopStep):  # type: ignore[misc] # Celery has no 
         worker.timer.call_repeatedly(current().limits.renew_s, start_agent)
 
 
-@signals.worker_shutdown.connect
+@signals.worker_shutdown.connect  # type: ignore[untyped-decorator] # Celery has no types
 def _end(**_: Any) -> None:
     begun = time.monotonic()
     stop_agent()
@@ -108,6 +115,7 @@ def _end(**_: Any) -> None:
 
 app.steps["worker"].add(AgentStep)
 
-# A pool process that ends waits until its parent has counted all its messages, 300 × 0.1 s at most (billiard 4.3, pool.py), and
-# at a shutdown under load the count can stay behind for good. Ours say nothing that is not in the ledger already.
+# A pool process that ends waits until its parent has counted all its messages, 300 × 0.1 s at most (billiard 4.3,
+# pool.py), and at a shutdown under load the count can stay behind for good. Ours say nothing that is not in the
+# ledger already.
 billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10

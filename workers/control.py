@@ -1,4 +1,5 @@
-"""Between chunks: renew the lease, say how far we are, and learn that the work is to stop. Shared by a shard's threads."""
+"""Between chunks: renew the lease, say how far we are, and learn that the work is to stop. Shared by a shard's
+threads."""
 
 from __future__ import annotations
 
@@ -12,10 +13,12 @@ from workers.fetchers.base import Interrupted
 
 
 class Control:
-    """One per claim. ``advance`` is called with every chunk of every file; it costs a clock reading, and a round trip to
-    the ledger each ``every_s``. Raises :class:`Interrupted` once the work is to stop, in every thread."""
+    """One per claim. ``advance`` is called with every chunk of every file; it costs a clock reading, and a round
+    trip to the ledger each ``every_s``. Raises :class:`Interrupted` once the work is to stop, in every thread."""
 
-    def __init__(self, ledger: WorkLedger, claim: Claim, *, slice_s: float, every_s: float, stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self, ledger: WorkLedger, claim: Claim, *, slice_s: float, every_s: float, stopping: Callable[[], bool]
+    ) -> None:
         self.flights: Sequence[str] = ()
         self.bytes = 0
         self._ledger, self._claim = ledger, claim
@@ -23,7 +26,9 @@ class Control:
         self._slice_end = time.monotonic() + slice_s
         self._next = time.monotonic() + every_s
         self._lock = threading.Lock()
-        self._asking = threading.Lock()  # another one: while one thread asks a slow ledger, the bytes of the others go on
+        self._asking = (
+            threading.Lock()
+        )  # another one: while one thread asks a slow ledger, the bytes of the others go on
         self._why = ""
 
     @property

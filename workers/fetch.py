@@ -1,6 +1,8 @@
-"""A claimed shard, from its list of files to its commit: what is here already, what another is fetching, what to fetch now.
+"""A claimed shard, from its list of files to its commit: what is here already, what another is fetching, what to
+fetch now.
 
-One file's way is in ``transfer``; here it is decided what becomes of the shard when some arrived, some failed and some must wait.
+One file's way is in ``transfer``; here it is decided what becomes of the shard when some arrived, some failed and
+some must wait.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class Outcome:
     @property
     def result(self) -> Result:
         return Result(
-            tuple(sorted(self.files, key=lambda f: (f.source, f.part))), tuple(sorted(self.failures, key=lambda f: f.index))
+            tuple(sorted(self.files, key=lambda f: (f.source, f.part))),
+            tuple(sorted(self.failures, key=lambda f: f.index)),
         )
 
 
@@ -65,10 +68,17 @@ def fetch_shard(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostn
     settled, state, summary = _settle(node, ledger, claim, control, outcome)
     seconds = time.monotonic() - begun
     facts = {
-        "job": claim.job, "shard": claim.number, "node": node.settings.node, "origin": claim.record.origin,
-        "attempt": claim.record.attempts + 1, "files": len(outcome.files), "failed": len(outcome.failures),
-        "bytes": control.bytes, "seconds": round(seconds, 4), "reason": summary if state != "done" else None,
-    }  # fmt: skip
+        "job": claim.job,
+        "shard": claim.number,
+        "node": node.settings.node,
+        "origin": claim.record.origin,
+        "attempt": claim.record.attempts + 1,
+        "files": len(outcome.files),
+        "failed": len(outcome.failures),
+        "bytes": control.bytes,
+        "seconds": round(seconds, 4),
+        "reason": summary if state != "done" else None,
+    }
     log.log(20 if state == "done" else 30, f"shard.{state}", extra=facts)
     if state in {"done", "failed", "cancelled"}:
         report(app, ledger, node.store, claim.unit)
@@ -90,10 +100,13 @@ def _attempt(ledger: WorkLedger, claim: Claim, transfer: Transfer, control: Cont
         if (spec.source, spec.part) in settled:
             continue
         try:
+            if claim.record.attempts:
+                # It was not that version any more, or not in time: what is asked for is the source, as it is now.
+                spec = dataclasses.replace(spec, version=None)
             spec = transfer.resolve(spec)
             record = transfer.reuse(spec)
         except FetchError as error:
-            outcome.failures.append(_failure(transfer.node, claim, spec, error))
+            outcome.failures.append(failure_of(transfer.node, claim, spec.uri, (spec.source, spec.part), error))
             continue
         if record is not None:
             outcome.files.append(record)
@@ -110,7 +123,9 @@ def _attempt(ledger: WorkLedger, claim: Claim, transfer: Transfer, control: Cont
     _transfer_all(transfer, [spec for spec, ours in zip(todo, free, strict=True) if ours], claim, control, outcome)
 
 
-def _transfer_all(transfer: Transfer, specs: Sequence[FileSpec], claim: Claim, control: Control, outcome: Outcome) -> None:
+def _transfer_all(
+    transfer: Transfer, specs: Sequence[FileSpec], claim: Claim, control: Control, outcome: Outcome
+) -> None:
     """Several files at once where there are several. The first interruption stops them all; what had arrived counts."""
 
     def one(spec: FileSpec) -> FileRecord | FetchError | Interrupted:
@@ -128,7 +143,7 @@ def _transfer_all(transfer: Transfer, specs: Sequence[FileSpec], claim: Claim, c
         elif isinstance(found, TransientFetchError) and not _final(transfer, claim, found):
             outcome.transient.append((spec, found))
         else:
-            outcome.failures.append(_failure(transfer.node, claim, spec, found))
+            outcome.failures.append(failure_of(transfer.node, claim, spec.uri, (spec.source, spec.part), found))
 
     parallel = min(transfer.node.settings.http.parallel, len(specs))
     if parallel <= 1:
@@ -150,16 +165,18 @@ def _final(transfer: Transfer, claim: Claim, error: FetchError) -> bool:
     return is_final(policy, error, claim.record.attempts + 1, options.attempts, claim.age_s, options.deadline_s)
 
 
-def _failure(node: Node, claim: Claim, spec: FileSpec, error: FetchError) -> Failure:
+def failure_of(node: Node, claim: Claim, uri: str, index: tuple[int, int], error: FetchError) -> Failure:
+    """What becomes of an error that is final: a line in the log, and the record that every waiter gets."""
     name = type(error).__name__
-    log.warning(
-        "file.failed",
-        extra={"job": claim.job, "shard": claim.number, "node": node.settings.node, "source": spec.uri, "error": name, "reason": error.reason},
-    )
-    return Failure(spec.uri, name, error.reason, claim.record.attempts + 1, claim.unit, node.settings.node, (spec.source, spec.part), error.details)
+    facts = {"job": claim.job, "shard": claim.number, "node": node.settings.node, "source": uri, "error": name}
+    log.warning("file.failed", extra=facts | {"reason": error.reason})
+    tries = claim.record.attempts + 1
+    return Failure(uri, name, error.reason, tries, claim.unit, node.settings.node, index, error.details)
 
 
-def _settle(node: Node, ledger: WorkLedger, claim: Claim, control: Control, outcome: Outcome) -> tuple[Settled, str, str]:
+def _settle(
+    node: Node, ledger: WorkLedger, claim: Claim, control: Control, outcome: Outcome
+) -> tuple[Settled, str, str]:
     """Commit, or give back. Returns also the state's name and a line about it, for the log and for Flower."""
     result = outcome.result
     if outcome.stopped == "lost":
@@ -169,7 +186,9 @@ def _settle(node: Node, ledger: WorkLedger, claim: Claim, control: Control, outc
     if outcome.stopped:
         reason = "handed back at shutdown" if outcome.stopped == "stopping" else "time slice over, handed back"
         if outcome.stopped == "slice" and control.bytes == 0:
-            return _later(node, ledger, claim, result, control, FLIGHT_WAIT_S, True, "nothing came within the time slice")
+            return _later(
+                node, ledger, claim, result, control, FLIGHT_WAIT_S, True, "nothing came within the time slice"
+            )
         return _later(node, ledger, claim, result, control, 0, False, reason)
     if outcome.transient:
         policy, attempt = node.settings.retry, claim.record.attempts + 1
@@ -191,27 +210,44 @@ def _settle(node: Node, ledger: WorkLedger, claim: Claim, control: Control, outc
 
 
 def _later(
-    node: Node, ledger: WorkLedger, claim: Claim, result: Result, control: Control, wait_s: float, counted: bool, reason: str
+    node: Node,
+    ledger: WorkLedger,
+    claim: Claim,
+    result: Result,
+    control: Control,
+    wait_s: float,
+    counted: bool,
+    reason: str,
 ) -> tuple[Settled, str, str]:
-    news = result if (len(result.files), len(result.failures)) != (len(claim.earlier.files), claim.record.failed) else None
+    news = (
+        result if (len(result.files), len(result.failures)) != (len(claim.earlier.files), claim.record.failed) else None
+    )
     settled = ledger.back(claim, wait_s, counted, reason, news, control.flights)
     log.info(
         "shard.later",
-        extra={"job": claim.job, "shard": claim.number, "node": node.settings.node, "delay_s": round(wait_s, 3), "reason": reason},
+        extra={
+            "job": claim.job,
+            "shard": claim.number,
+            "node": node.settings.node,
+            "delay_s": round(wait_s, 3),
+            "reason": reason,
+        },
     )
     return settled, "retried" if settled.ok else "lost", reason
 
 
 def unexpected(claim: Claim, error: Exception) -> PermanentFetchError:
     """A defect of ours, as a failure that a waiter can read: it is said once, and not tried again and again."""
-    return PermanentFetchError(claim.record.origin, f"{type(error).__name__}: {error} (a defect; the worker's log has the traceback)")
+    return PermanentFetchError(
+        claim.record.origin, f"{type(error).__name__}: {error} (a defect; the worker's log has the traceback)"
+    )
 
 
 def fail_all(node: Node, ledger: WorkLedger, claim: Claim, error: FetchError) -> Settled:
     """End a claim because of something that no file of it can survive."""
     specs = [] if claim.is_plan else unpack(FileSpec, claim.spec)
-    arrived = {(f.source, f.part) for f in claim.earlier.files}
-    failures = tuple(
-        dataclasses.replace(_failure(node, claim, spec, error), source=spec.uri) for spec in specs if (spec.source, spec.part) not in arrived
-    ) or (Failure(error.uri, type(error).__name__, error.reason, claim.record.attempts + 1, claim.unit, node.settings.node, (claim.record.source, 0)),)  # fmt: skip
+    settled = {(f.source, f.part) for f in claim.earlier.files}
+    missing = [(s.uri, (s.source, s.part)) for s in specs if (s.source, s.part) not in settled]
+    missing = missing or [(error.uri, (claim.record.source, 0))]
+    failures = tuple(failure_of(node, claim, uri, index, error) for uri, index in missing)
     return ledger.commit(claim, "failed", Result(claim.earlier.files, failures), ())

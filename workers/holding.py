@@ -29,7 +29,9 @@ def _offset(pid: int) -> int:
 
 def hold(unit: str, fence: str) -> None:
     """This process works on that unit now."""
-    os.pwrite(table(), f"{os.getpid()} {unit} {fence}".encode().ljust(_SLOT_BYTES, b"\0")[:_SLOT_BYTES], _offset(os.getpid()))
+    os.pwrite(
+        table(), f"{os.getpid()} {unit} {fence}".encode().ljust(_SLOT_BYTES, b"\0")[:_SLOT_BYTES], _offset(os.getpid())
+    )
 
 
 def let_go() -> None:

@@ -1,4 +1,5 @@
-"""Log lines of a data node: JSON for machines, one line of text for people. Events have names; the facts stand beside them."""
+"""Log lines of a data node: JSON for machines, one line of text for people. Events have names; the facts stand
+beside them."""
 
 from __future__ import annotations
 
@@ -9,7 +10,21 @@ import time
 from typing import Any
 
 #: Facts that a record may carry (``extra=``), in the order in which they are written.
-FACTS = ("job", "shard", "node", "origin", "attempt", "files", "failed", "bytes", "seconds", "delay_s", "error", "reason", "source")
+FACTS = (
+    "job",
+    "shard",
+    "node",
+    "origin",
+    "attempt",
+    "files",
+    "failed",
+    "bytes",
+    "seconds",
+    "delay_s",
+    "error",
+    "reason",
+    "source",
+)
 
 log = logging.getLogger("ingest")
 
@@ -36,7 +51,8 @@ class Text(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         facts = " ".join(f"{name}={value}" for name in FACTS if (value := getattr(record, name, None)) is not None)
-        line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.levelname:<7} {record.getMessage()} {facts}".rstrip()
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        line = f"{clock} {record.levelname:<7} {record.getMessage()} {facts}".rstrip()
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

@@ -1,4 +1,5 @@
-"""This worker process: its settings, its store, its ledger, and who it is in leases. One of each, made when first needed.
+"""This worker process: its settings, its store, its ledger, and who it is in leases. One of each, made when first
+needed.
 
 A pool's children are forks: what holds a connection is made anew in each, and the parent makes none.
 """

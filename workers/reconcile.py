@@ -1,4 +1,5 @@
-"""What makes good what was lost: rings for what is due and unclaimed, results that were not written, queues of dead nodes.
+"""What makes good what was lost: rings for what is due and unclaimed, results that were not written, queues of dead
+nodes.
 
 Every node's agent runs it every two seconds, and the ledger lets one at a time do it; there is no scheduler to forget.
 """
@@ -48,7 +49,9 @@ class Reconciler:
             self._ledger.forget(job)
             log.info("job.expired", extra={"job": job})
         for job in tick.abandoned:
-            self._ledger.seal(job, "its submission was interrupted and not taken up again; submit it again with the same key")
+            self._ledger.seal(
+                job, "its submission was interrupted and not taken up again; submit it again with the same key"
+            )
             log.warning("job.abandoned", extra={"job": job})
         if tick.due:
             self._ring(tick.due)
@@ -66,7 +69,8 @@ class Reconciler:
     def _rescued(self, queue: str, workers: list[WorkerInfo]) -> str:
         """A dead node's work moves: to a node with the same store if there is one, else to where anybody takes it.
 
-        Work that was placed on a node by name or by ``here`` waits for a node with that store: nobody else's disk would do.
+        Work that was placed on a node by name or by ``here`` waits for a node with that store: nobody else's disk
+        would do.
         """
         kind = next((k for k in (FETCH_QUEUE, PLAN_QUEUE) if queue.startswith(k + ".")), None)
         if kind is None:
@@ -82,7 +86,9 @@ class Reconciler:
         if target is None:
             return queue
         moved = self._ledger.move(queue, target)
-        log.warning("queue.moved", extra={"node": node, "reason": f"{moved} units of {queue} to {target}: the node is dead"})
+        log.warning(
+            "queue.moved", extra={"node": node, "reason": f"{moved} units of {queue} to {target}: the node is dead"}
+        )
         return target
 
     def _sweep_store(self) -> None:

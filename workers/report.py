@@ -50,10 +50,13 @@ def write_result(app: Celery, ledger: WorkLedger, store: Store, member: str) -> 
 
 
 def manifest(job: str, shard: str, result: Result) -> bytes:
-    """The lasting record of a shard: JSON with path, size, digest, source, version and samples of each file, and the failures."""
+    """The lasting record of a shard: JSON with path, size, digest, source, version and samples of each file, and the
+    failures."""
     files = [f.to_json() for f in result.files]
     failures = [f.to_json() for f in result.failures]
-    return json.dumps({"v": VERSION, "job": job, "shard": shard, "files": files, "failures": failures}, indent=1).encode()
+    return json.dumps(
+        {"v": VERSION, "job": job, "shard": shard, "files": files, "failures": failures}, indent=1
+    ).encode()
 
 
 def _int(ledger: WorkLedger, job: str, field: str) -> int:
@@ -80,7 +83,8 @@ def report(app: Celery, ledger: WorkLedger, store: Store, member: str) -> None:
 
 
 class Events:
-    """Task events for a unit, as if it were a Celery task of its own: Flower shows job, shard and origin in ``args``."""
+    """Task events for a unit, as if it were a Celery task of its own: Flower shows job, shard and origin in
+    ``args``."""
 
     def __init__(self, app: Celery, hostname: str | None) -> None:
         self._app, self._hostname = app, hostname

@@ -25,8 +25,11 @@ def delay_s(policy: Retry, error: TransientFetchError, attempt: int) -> float:
     return jitter
 
 
-def is_final(policy: Retry, error: FetchError, attempt: int, attempts: int | None, age_s: float, deadline_s: float | None) -> bool:
-    """Whether the failure of try number ``attempt`` (from 1) is the file's last. ``age_s`` is the job's, ``attempts`` its limit."""
+def is_final(
+    policy: Retry, error: FetchError, attempt: int, attempts: int | None, age_s: float, deadline_s: float | None
+) -> bool:
+    """Whether the failure of try number ``attempt`` (from 1) is the file's last. ``age_s`` is the job's,
+    ``attempts`` its limit."""
     if not isinstance(error, TransientFetchError):
         return True
     if age_s >= min(deadline_s or policy.deadline_s, policy.deadline_s):

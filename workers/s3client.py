@@ -115,9 +115,14 @@ def _make_client(profile: Profile) -> Any:
     session = _session(profile)
     region = profile.region or session.get_config_variable("region") or DEFAULT_REGION
     return session.create_client(
-        "s3", region_name=region, endpoint_url=profile.endpoint, config=config,
-        aws_access_key_id=profile.key, aws_secret_access_key=profile.secret, aws_session_token=profile.token,
-    )  # fmt: skip
+        "s3",
+        region_name=region,
+        endpoint_url=profile.endpoint,
+        config=config,
+        aws_access_key_id=profile.key,
+        aws_secret_access_key=profile.secret,
+        aws_session_token=profile.token,
+    )
 
 
 class _Credentials:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Task
 from celery.exceptions import Ignore
 
@@ -43,7 +44,9 @@ def answer(queue: str, hostname: str | None) -> None:
             settled = work(app, node, ledger, claim, hostname)
         except LedgerUnavailable:
             raise
-        except Exception as error:
+        except SoftTimeLimitExceeded:
+            settled = ledger.back(claim, 0, True, "time slice over, not handed back in time", None, ())
+        except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits must be told
             log.exception("shard.defect", extra={"job": claim.job, "shard": claim.number})
             settled = fail_all(node, ledger, claim, unexpected(claim, error))
             report(app, ledger, node.store, claim.unit)
@@ -58,34 +61,41 @@ def answer(queue: str, hostname: str | None) -> None:
 
 
 # Doorbells are no news for a dashboard: the units they lead to are (workers.report.Events).
-@app.task(name=FETCH_TASK, bind=True, ignore_result=True, send_events=False)
+@app.task(name=FETCH_TASK, bind=True, ignore_result=True, send_events=False)  # type: ignore[untyped-decorator]
 def fetch(self: Task, queue: str) -> None:
     """Doorbell of a fetch queue."""
     answer(queue, self.request.hostname)
 
 
-@app.task(name=PLAN_TASK, bind=True, ignore_result=True, send_events=False)
+@app.task(name=PLAN_TASK, bind=True, ignore_result=True, send_events=False)  # type: ignore[untyped-decorator]
 def plan(self: Task, queue: str) -> None:
     """Doorbell of a plan queue."""
     answer(queue, self.request.hostname)
 
 
 class Download(Task):  # type: ignore[misc] # Celery has no types
-    """``ingest.download`` as a job of one source under the message's own id: the commit writes the result, not this task."""
+    """``ingest.download`` as a job of one source under the message's own id: the commit writes the result, not this
+    task."""
 
     name = DOWNLOAD_TASK
 
-    def run(self, uri: str, into: str | None = None, digest: str | None = None, connection: str | None = None) -> dict[str, Any]:
+    def run(
+        self, uri: str, into: str | None = None, digest: str | None = None, connection: str | None = None
+    ) -> dict[str, Any]:
         node, ledger = here.this_node(), here.ledger()
         source = Source(uri, digest, None, connection)
         check(source)
         if into is not None and not os.path.isabs(into):
-            raise UsageError(f"into={into!r} must be an absolute path: it is made on the data node, which has another working directory")
+            raise UsageError(
+                f"into={into!r} must be an absolute path: the data node, which makes it, has another working directory"
+            )
         if connection is not None and connection not in node.settings.connections:
             raise UsageError(f"connection {connection!r} is not configured on node {node.settings.node}")
         own = f"node:{node.settings.node}"
         fetch_queue, plan_queue = queues_of(node.settings.node)[2], queues_of(node.settings.node)[0]
-        job, made = ledger.create(JobOptions(name=f"download {uri}"[:200], placement=own, into=into, reply=True), None, self.request.id)
+        job, made = ledger.create(
+            JobOptions(name=f"download {uri}"[:200], placement=own, into=into, reply=True), None, self.request.id
+        )
         if made:
             queue = plan_queue if needs_origin(source) else fetch_queue
             units = [

@@ -18,7 +18,8 @@ from workers.node import Node
 
 
 class Transfer:
-    """For one claim: the node that works, the job's options, and the control that may stop it. Used by several threads."""
+    """For one claim: the node that works, the job's options, and the control that may stop it. Used by several
+    threads."""
 
     def __init__(self, node: Node, options: JobOptions, control: Control) -> None:
         self.node, self._options, self._control = node, options, control
@@ -26,7 +27,8 @@ class Transfer:
         self._fresh_s = node.settings.store.fresh_s if fresh is None else fresh
 
     def resolve(self, spec: FileSpec) -> FileSpec:
-        """The spec with its profile named: the one asked for, or the one whose ``match`` fits. Raises :class:`FetchError`."""
+        """The spec with its profile named: the one asked for, or the one whose ``match`` fits. Raises
+        :class:`FetchError`."""
         return dataclasses.replace(spec, connection=self.context(spec.uri, spec.connection)[0])
 
     def context(self, uri: str, name: str | None) -> tuple[str | None, Context]:
@@ -34,7 +36,11 @@ class Transfer:
         try:
             connection = settings.connection_for(uri, name)
         except KeyError:
-            raise PermanentFetchError(uri, f"connection {name!r} is not configured on node {settings.node}; add [connections.{name}] to its ingest.toml") from None
+            raise PermanentFetchError(
+                uri,
+                f"connection {name!r} is not configured on node {settings.node}; "
+                f"add [connections.{name}] to its ingest.toml",
+            ) from None
         return (connection.name if connection else None), Context(settings, connection)
 
     @staticmethod
@@ -46,7 +52,8 @@ class Transfer:
         return Store.key(spec)
 
     def reuse(self, spec: FileSpec) -> FileRecord | None:
-        """The file as it is in the store, where that needs no request: its digest was given, or it was validated within ``fresh_s``."""
+        """The file as it is in the store, where that needs no request: its digest was given, or it was validated
+        within ``fresh_s``."""
         stored = self.node.store.lookup(self.key(spec), spec.digest)
         if stored is None or (spec.version and spec.version != stored.version):
             return None
@@ -75,9 +82,14 @@ class Transfer:
                     store.confirm(key, stored)
                     return self._record(spec, stored, reused=True)
                 published = store.publish(
-                    key, spec, scratch, version=fetched.version, validator=fetched.validator, name=fetched.name,
+                    key,
+                    spec,
+                    scratch,
+                    version=fetched.version,
+                    validator=fetched.validator,
+                    name=fetched.name,
                     samples=fetched.samples if fetched.samples is not None else _count,
-                )  # fmt: skip
+                )
         except (FetchError, Interrupted):
             raise
         except OSError as error:
@@ -87,10 +99,20 @@ class Transfer:
     def _record(self, spec: FileSpec, stored: Stored, *, reused: bool) -> FileRecord:
         node = self.node
         return FileRecord(
-            source=spec.source, part=spec.part, uri=spec.uri, path=stored.path, size=stored.size, digest=stored.digest,
-            store=node.store.id, node=node.settings.node, version=stored.version, root=str(node.store.root),
-            samples=stored.samples, into=self._link(spec, stored), reused=reused,
-        )  # fmt: skip
+            source=spec.source,
+            part=spec.part,
+            uri=spec.uri,
+            path=stored.path,
+            size=stored.size,
+            digest=stored.digest,
+            store=node.store.id,
+            node=node.settings.node,
+            version=stored.version,
+            root=str(node.store.root),
+            samples=stored.samples,
+            into=self._link(spec, stored),
+            reused=reused,
+        )
 
     def _link(self, spec: FileSpec, stored: Stored) -> str | None:
         if self._options.into is None:

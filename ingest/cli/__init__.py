@@ -77,7 +77,7 @@ def run(argv: list[str] | None = None) -> int:
     except (IngestError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             # Whoever read our output has gone (`ingest … | head`); say nothing more to it, also not at exit.
-            sys.stdout = None  # type: ignore[assignment]
+            sys.stdout = None
             return 1
         complain(str(error))
         return 1

@@ -43,11 +43,17 @@ def examine() -> Iterator[Finding]:
     yield from _nodes(ledger)
     store = Store.attach(settings.store)
     if store is None:
-        yield Finding("warn", f"store: none at {settings.store.root}", "a data node makes it; a trainer elsewhere needs INGEST_STORE")
+        yield Finding(
+            "warn",
+            f"store: none at {settings.store.root}",
+            "a data node makes it; a trainer elsewhere needs INGEST_STORE",
+        )
         return
     free = store.free_bytes()
     level = "ok" if free > 4 * settings.store.min_free_bytes else "bad"
-    yield Finding(level, f"store: {store.root}, {free >> 20} MiB free", "" if level == "ok" else "make room, or set INGEST_STORE")
+    yield Finding(
+        level, f"store: {store.root}, {free >> 20} MiB free", "" if level == "ok" else "make room, or set INGEST_STORE"
+    )
 
 
 def _redis(ledger: JobLedger) -> Iterator[Finding]:

@@ -1,4 +1,5 @@
-"""``ingest fetch``: submit, wait with a progress bar, print the paths. Starts a service of its own when none answers here."""
+"""``ingest fetch``: submit, wait with a progress bar, print the paths. Starts a service of its own when none answers
+here."""
 
 from __future__ import annotations
 
@@ -26,12 +27,26 @@ LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 @click.command()
 @sources_argument
 @source_options
-@click.option("--timeout", "timeout_s", type=float, default=24 * 3600.0, show_default=False, help="Seconds to wait (the job goes on).")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=float,
+    default=24 * 3600.0,
+    show_default=False,
+    help="Seconds to wait (the job goes on).",
+)
 @json_option
 def fetch(
-    uris: tuple[str, ...], digest: str | None, connection: str | None, manifests: tuple[str, ...], into: str | None,
-    placement: str | None, fresh_s: float | None, timeout_s: float, as_json: bool,
-) -> None:  # fmt: skip
+    uris: tuple[str, ...],
+    digest: str | None,
+    connection: str | None,
+    manifests: tuple[str, ...],
+    into: str | None,
+    placement: str | None,
+    fresh_s: float | None,
+    timeout_s: float,
+    as_json: bool,
+) -> None:
     """Fetch URIs and print the local paths, one a line, in the order asked for."""
     if not timeout_s > 0:
         raise UsageError(f"--timeout {timeout_s:g} must be above 0")
@@ -48,7 +63,9 @@ def fetch(
         files = job.files(timeout=max(1.0, end - time.monotonic()))
         failures = job.failures()
         if as_json:
-            show_json({"job": job.id, "files": [f.to_json() for f in files], "failures": [f.to_json() for f in failures]})
+            show_json(
+                {"job": job.id, "files": [f.to_json() for f in files], "failures": [f.to_json() for f in failures]}
+            )
         else:
             for file in files:
                 click.echo(str(file.into or file.path))
@@ -78,6 +95,8 @@ def service(console: Console) -> Iterator[Client]:
     def ready(started: EmbeddedService) -> bool:
         return bool(Client(started.redis_url).workers())
 
-    console.print("[dim]no service answers here; starting one for this command (`ingest up` keeps one)[/]", highlight=False)
+    console.print(
+        "[dim]no service answers here; starting one for this command (`ingest up` keeps one)[/]", highlight=False
+    )
     with embedded_service(ready) as started:
         yield Client(started.redis_url)

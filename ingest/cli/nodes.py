@@ -19,7 +19,10 @@ def nodes(as_json: bool) -> None:
     if as_json:
         show_json([dataclasses.asdict(worker) for worker in found])
     elif found:
-        rows = ((w.node, w.store, w.slots, size(w.free_bytes), ", ".join(w.connections) or "-", duration(w.age_s), w.pid) for w in found)
+        rows = (
+            (w.node, w.store, w.slots, size(w.free_bytes), ", ".join(w.connections) or "-", duration(w.age_s), w.pid)
+            for w in found
+        )
         show_table(("NODE", "STORE", "SLOTS>", "FREE>", "CONNECTIONS", "HEARD>", "PID>"), rows)
     if not found:
         complain("no data node is alive; start one with `celery -A workers worker` or `ingest up`")

@@ -50,11 +50,14 @@ def du(as_json: bool) -> None:
         show_json({"root": str(here.root), "id": here.id, **dataclasses.asdict(usage)})
         return
     click.echo(f"{here.root}  ({here.id})")
-    click.echo(f"{usage.files} files, {size(usage.bytes)}; {size(usage.scratch_bytes)} in the making; {size(usage.free_bytes)} free on the disk")
+    click.echo(f"{usage.files} files, {size(usage.bytes)}; {size(usage.scratch_bytes)} in the making")
+    click.echo(f"{size(usage.free_bytes)} free on the disk")
 
 
 @store.command()
-@click.option("--remove", is_flag=True, help="Take damaged files out of the store; they are fetched again when next asked for.")
+@click.option(
+    "--remove", is_flag=True, help="Take damaged files out of the store; they are fetched again when next asked for."
+)
 @json_option
 def verify(remove: bool, as_json: bool) -> None:
     """Read every file again and compare it with its record. Exit status 1 if one is damaged."""

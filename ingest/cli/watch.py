@@ -26,14 +26,20 @@ def line(status: JobStatus) -> str:
 
 
 def follow(job: Job, timeout_s: float, console: Console) -> JobStatus:
-    """A bar until the job is over. Raises :class:`WaitTimeout`. On what is no terminal it says nothing until the end."""
+    """A bar until the job is over. Raises :class:`WaitTimeout`. On what is no terminal it says nothing until the
+    end."""
     end = time.monotonic() + timeout_s
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         while True:
             status = job.status()
-            bar.update(task, description=line(status), total=status.files or None, completed=status.files_done + status.files_failed)
+            bar.update(
+                task,
+                description=line(status),
+                total=status.files or None,
+                completed=status.files_done + status.files_failed,
+            )
             if status.state in TERMINAL_JOB:
                 return status
             left = end - time.monotonic()
@@ -47,10 +53,13 @@ def follow(job: Job, timeout_s: float, console: Console) -> JobStatus:
 
 @click.command()
 @click.argument("job_id", metavar="[JOB]", required=False)
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=24 * 3600.0, help="Seconds.")
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=24 * 3600.0, help="Seconds."
+)
 @json_option
 def watch(job_id: str | None, timeout_s: float, as_json: bool) -> None:
-    """Follow a job (the latest, if none is named) to its end. Exit status 1 if something failed. With --json, a line a change."""
+    """Follow a job (the latest, if none is named) to its end. Exit status 1 if something failed. With --json, a line
+    a change."""
     client = Client()
     jobs = client.jobs(1)
     if job_id is None and not jobs:

@@ -1,6 +1,7 @@
 """What training code calls: ``Client`` to submit and attach, ``Job`` to follow, ``LocalFile`` to read.
 
-``submission`` cuts sources into shards, ``follow`` waits for a job's events, ``reader`` gives a job in its global order.
+``submission`` cuts sources into shards, ``follow`` waits for a job's events, ``reader`` gives a job in its global
+order.
 """
 
 from ingest.client.client import Client

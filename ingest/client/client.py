@@ -24,7 +24,8 @@ from ingest.store import Store
 
 
 class Client:
-    """The service, as training code sees it. Making one connects to nothing; it may be kept for the life of the process.
+    """The service, as training code sees it. Making one connects to nothing; it may be kept for the life of the
+    process.
 
     ``redis_url`` replaces broker, results and ledger at once; without it the environment and ``ingest.toml`` decide.
     """
@@ -56,11 +57,12 @@ class Client:
     ) -> Job:
         """Ask for sources; returns at once with the job.
 
-        ``key``: the same key gives the same job again, also after a crash half-way through submitting. ``into``: a directory
-        on the data node where the files appear under their own names as well. ``placement``: ``here`` (this machine's
-        store), ``any``, ``spread`` (each shard on the node it belongs to) or a node's name; default ``here`` when a live node
-        shares this process's store, else ``any``. ``fresh_s``: how old a validated copy may be (0 asks the origin, default
-        600). ``attempts`` and ``deadline_s`` bound the retries of each file; ``max_bytes`` bounds each file.
+        ``key``: the same key gives the same job again, also after a crash half-way through submitting. ``into``: a
+        directory on the data node where the files appear under their own names as well. ``placement``: ``here``
+        (this machine's store), ``any``, ``spread`` (each shard on the node it belongs to) or a node's name; default
+        ``here`` when a live node shares this process's store, else ``any``. ``fresh_s``: how old a validated copy
+        may be (0 asks the origin, default 600). ``attempts`` and ``deadline_s`` bound the retries of each file;
+        ``max_bytes`` bounds each file.
 
         Raises :class:`UsageError` (and :class:`BadSource`, :class:`UnknownConnection`) for what cannot be right,
         :class:`NoDataNode` when nobody alive could do it (``require_node=False`` queues it all the same), and
@@ -69,29 +71,45 @@ class Client:
         wanted = as_sources(sources)
         for source in wanted:
             check(source)
-        for field, value in (("attempts", attempts), ("deadline_s", deadline_s), ("shard_files", shard_files), ("max_bytes", max_bytes)):
+        for field, value in (
+            ("attempts", attempts),
+            ("deadline_s", deadline_s),
+            ("shard_files", shard_files),
+            ("max_bytes", max_bytes),
+        ):
             positive(field, value)
         if fresh_s is not None and fresh_s < 0:
             raise UsageError(f"fresh_s={fresh_s!r} must be 0 or more")
         workers = self._workers(require_node)
         self._check_connections(wanted, workers)
         options = JobOptions(
-            name=name, placement=self._place(placement, workers, require_node), into=_directory(into), fresh_s=fresh_s,
-            attempts=attempts, deadline_s=deadline_s, shard_files=shard_files, max_bytes=max_bytes,
-        )  # fmt: skip
+            name=name,
+            placement=self._place(placement, workers, require_node),
+            into=_directory(into),
+            fresh_s=fresh_s,
+            attempts=attempts,
+            deadline_s=deadline_s,
+            shard_files=shard_files,
+            max_bytes=max_bytes,
+        )
         job, _ = self.ledger.create(options, key)
         if self.ledger.meta(job)["sealed"] == "0":
             self._write(job, wanted, options, [w.node for w in workers])
         return self._job(job)
 
     def fetch(
-        self, sources: str | AnySource | Sequence[str | AnySource], *, timeout: float | None = None, into: str | os.PathLike[str] | None = None,
-        placement: str | None = None, fresh_s: float | None = None,
-    ) -> list[Path]:  # fmt: skip
+        self,
+        sources: str | AnySource | Sequence[str | AnySource],
+        *,
+        timeout: float | None = None,
+        into: str | os.PathLike[str] | None = None,
+        placement: str | None = None,
+        fresh_s: float | None = None,
+    ) -> list[Path]:
         """Submit and wait: the local paths, in source order (those under ``into``, when given).
 
-        Raises :class:`JobFailed` with what arrived and what did not, :class:`WaitTimeout` after ``timeout`` seconds (the job
-        goes on), and what :meth:`submit` raises.
+        Raises :class:`JobFailed` with what arrived and what did not, :class:`WaitTimeout` after ``timeout`` seconds
+        (the job goes on), and what :meth:`submit` raises.
         """
         positive("timeout", timeout)
         job = self.submit(sources, into=into, placement=placement, fresh_s=fresh_s)

@@ -1,4 +1,5 @@
-"""One verified file, as its reader sees it. The reader trusts nothing: the path must lie in its own store and have the right size."""
+"""One verified file, as its reader sees it. The reader trusts nothing: the path must lie in its own store and have
+the right size."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from ingest.store import Store
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """``size`` in bytes, ``digest`` as ``"sha256:<hex>"`` of the bytes on disk, ``source`` the URI, ``node`` where it was fetched,
-    ``samples`` where the format says how many, ``index`` its place in the job as (source, part)."""
+    """``size`` in bytes, ``digest`` as ``"sha256:<hex>"`` of the bytes on disk, ``source`` the URI, ``node`` where
+    it was fetched, ``samples`` where the format says how many, ``index`` its place in the job as (source, part)."""
 
     source: str
     size: int
@@ -32,9 +33,19 @@ class LocalFile:
     @classmethod
     def of(cls, record: FileRecord, store: Store | None) -> LocalFile:
         return cls(
-            record.uri, record.size, record.digest, record.node, record.samples, (record.source, record.part), record.version,
-            record.reused, record.path, record.into, record.store, store,
-        )  # fmt: skip
+            record.uri,
+            record.size,
+            record.digest,
+            record.node,
+            record.samples,
+            (record.source, record.part),
+            record.version,
+            record.reused,
+            record.path,
+            record.into,
+            record.store,
+            store,
+        )
 
     @property
     def is_local(self) -> bool:
@@ -45,7 +56,8 @@ class LocalFile:
     def path(self) -> Path:
         """The absolute path of the file in the store. Do not change the file: other jobs read the same one.
 
-        Raises :class:`NotLocalError` when it is in another node's store, :class:`StoreError` when what is there is not it.
+        Raises :class:`NotLocalError` when it is in another node's store, :class:`StoreError` when what is there is
+        not it.
         """
         if self._store is None or self._store.id != self._store_id:
             raise NotLocalError(self.source, self.node)
@@ -53,9 +65,14 @@ class LocalFile:
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise StoreError(str(path), f"{self.source} was published there and is gone ({error.strerror}); submit it again") from None
+            raise StoreError(
+                str(path), f"{self.source} was published there and is gone ({error.strerror}); submit it again"
+            ) from None
         if size != self.size:
-            raise StoreError(str(path), f"has {size} bytes and {self.source} has {self.size}; `ingest store verify --remove` takes it out")
+            raise StoreError(
+                str(path),
+                f"has {size} bytes and {self.source} has {self.size}; `ingest store verify --remove` takes it out",
+            )
         return path
 
     @property

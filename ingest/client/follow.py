@@ -1,4 +1,5 @@
-"""Waiting for what happens to a job: one event stream per job, read with a deadline, through short absences of Redis."""
+"""Waiting for what happens to a job: one event stream per job, read with a deadline, through short absences of
+Redis."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Deadline:
 
 
 class EventStream:
-    """The events of one job from its beginning. ``ended`` holds the job's state once its last event said so, else ""."""
+    """The events of one job from its beginning. ``ended`` holds the job's state once its last event said so, else
+    ""."""
 
     def __init__(self, ledger: JobLedger, job: str) -> None:
         self.ledger, self.job = ledger, job
@@ -40,7 +42,8 @@ class EventStream:
     def poll(self, timeout_s: float) -> list[dict[str, str]]:
         """The next events, at most a thousand; [] when none came in time.
 
-        Raises :class:`UnknownJob` when the ledger has lost the job, :class:`LedgerUnavailable` after ``PATIENCE_S`` without one.
+        Raises :class:`UnknownJob` when the ledger has lost the job, :class:`LedgerUnavailable` after ``PATIENCE_S``
+        without one.
         """
         deadline = Deadline(timeout_s)
         while True:

@@ -33,7 +33,8 @@ class Job:
         return f"<Job {self.id}>"
 
     def status(self) -> JobStatus:
-        """Where it is now: state, shards by state, files, bytes, bytes a second, seconds to go where that can be said."""
+        """Where it is now: state, shards by state, files, bytes, bytes a second, seconds to go where that can be
+        said."""
         meta = self._ledger.meta(self.id)
         number = defaultdict(int, {k: int(v) for k, v in meta.items() if v.lstrip("-").isdigit()})
         end = number["finished"] or self._ledger.now_ms()
@@ -45,10 +46,21 @@ class Job:
         if not over and done and meta["state"] == "running":
             eta = seconds / done * (files - done - failed)
         return JobStatus(
-            id=self.id, name=_name(meta), state=meta["state"], shards={s: number[f"c:{s}"] for s in _STATES if number[f"c:{s}"]},
-            files=files, files_done=done, files_failed=failed, bytes=total, seconds=seconds, rate=total / seconds, eta_s=eta,
-            waiting_for="" if over else self._waiting_for(number), created=number["created"] / 1000, retries=number["retries"],
-        )  # fmt: skip
+            id=self.id,
+            name=_name(meta),
+            state=meta["state"],
+            shards={s: number[f"c:{s}"] for s in _STATES if number[f"c:{s}"]},
+            files=files,
+            files_done=done,
+            files_failed=failed,
+            bytes=total,
+            seconds=seconds,
+            rate=total / seconds,
+            eta_s=eta,
+            waiting_for="" if over else self._waiting_for(number),
+            created=number["created"] / 1000,
+            retries=number["retries"],
+        )
 
     def _waiting_for(self, number: dict[str, int]) -> str:
         """Why nothing moves, when nothing moves."""
@@ -80,7 +92,9 @@ class Job:
         seen: dict[str, set[tuple[int, int]]] = defaultdict(set)
         while True:
             events = stream.poll(0 if stream.ended else deadline.left_s)
-            news = list(dict.fromkeys(e["n"] for e in events if e["k"] in {"part", "shard"} and not e["n"].startswith("p")))
+            news = list(
+                dict.fromkeys(e["n"] for e in events if e["k"] in {"part", "shard"} and not e["n"].startswith("p"))
+            )
             for at in range(0, len(news), 50):
                 some = news[at : at + 50]
                 for n, packed in zip(some, self._ledger.results(self.id, some), strict=True):
@@ -107,7 +121,8 @@ class Job:
         return self.status()
 
     def files(self, timeout: float | None = None) -> list[LocalFile]:
-        """All files, once the job is over: by source, then by key or partition; duplicates repeat, failures are left out."""
+        """All files, once the job is over: by source, then by key or partition; duplicates repeat, failures are left
+        out."""
         self.wait(timeout)
         found = [record for result in self._results() for record in result.files]
         found.sort(key=lambda record: (record.source, record.part))
@@ -155,7 +170,8 @@ class Job:
         return self
 
     def cancel(self) -> None:
-        """Stop it: what has not begun does not begin, what has is interrupted, unless another job waits for the same source."""
+        """Stop it: what has not begun does not begin, what has is interrupted, unless another job waits for the same
+        source."""
         self._ledger.meta(self.id)
         self._ledger.sweep("cancel", self.id)
 

@@ -1,4 +1,5 @@
-"""A job in its global order, as far as it is known: what a dataset reads. Order is by source, then part; never by arrival."""
+"""A job in its global order, as far as it is known: what a dataset reads. Order is by source, then part; never by
+arrival."""
 
 from __future__ import annotations
 
@@ -78,9 +79,10 @@ class JobReader:
         return ShardEnd(n, state, tuple(LocalFile.of(f, self._store) for f in result.files), result.failures)
 
     def _read_layout(self) -> None:
-        """Extend ``order`` by what is certain: shards of sources before the first one that is still being planned, and of that
-        one as far as it has come (a planner adds its shards in order)."""
-        # What has been planned is asked before what there is: a planner that ends in between has added its shards by then.
+        """Extend ``order`` by what is certain: shards of sources before the first one that is still being planned,
+        and of that one as far as it has come (a planner adds its shards in order)."""
+        # What has been planned is asked before what there is: a planner that ends in between has added its shards by
+        # then.
         meta = self._ledger.meta(self.job)
         plans = self._ledger.units(self.job, [f"p{n}" for n in range(int(meta["plan_next"]))])
         open_plans = [r.source for r in plans if r and r.state not in TERMINAL_SHARD]

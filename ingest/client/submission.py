@@ -1,4 +1,5 @@
-"""From what a user wrote to units of work: checks that need nobody, and the cutting of literal lists and brace ranges into shards.
+"""From what a user wrote to units of work: checks that need nobody, and the cutting of literal lists and brace
+ranges into shards.
 
 What only the origin knows (globs, prefixes, partitions, manifests) becomes a piece of planning for a data node.
 """
@@ -13,7 +14,8 @@ from ingest.braces import count_braces, expand_braces, is_pattern
 from ingest.errors import BadSource, UsageError
 from ingest.model import AnySource, FileSpec, Manifest, Source, Sql, check_source_text, parse_digest
 
-#: Shards that a list is cut into before shards get more than one file: enough to balance over a fleet. Above it they grow,
+#: Shards that a list is cut into before shards get more than one file: enough to balance over a fleet. Above it they
+# grow,
 #: up to 256 files each, so that a million small files are 4,000 units of work and not a million.
 FEW, MOST_FILES = 256, 256
 
@@ -45,7 +47,10 @@ def check(source: AnySource) -> None:
             raise BadSource(source.uri, f"manifest format {source.format!r} is unknown; known: txt, csv, jsonl")
         return
     if is_pattern(source.uri) and scheme in {"http", "https"}:
-        raise BadSource(source.uri, "HTTP cannot list: name the files, use a brace range like a-{000..127}.tar, or an ingest.Manifest")
+        raise BadSource(
+            source.uri,
+            "HTTP cannot list: name the files, use a brace range like a-{000..127}.tar, or an ingest.Manifest",
+        )
     many = needs_origin(source) or count_braces(source.uri) != 1
     if source.digest is not None or source.size is not None:
         if many:
@@ -62,7 +67,10 @@ def _check_scheme(uri: str, scheme: str) -> None:
     if scheme == "sql":
         raise BadSource(uri, "write SQL sources as ingest.Sql(connection, table=…) or ingest.Sql(connection, query=…)")
     if scheme not in fsspec.available_protocols():
-        raise BadSource(uri, f"scheme {scheme!r} is unknown; known: http, https, s3, and what fsspec opens (file, gs, az, sftp, hf, …)")
+        raise BadSource(
+            uri,
+            f"scheme {scheme!r} is unknown; known: http, https, s3, and what fsspec opens (file, gs, az, sftp, hf, …)",
+        )
     if scheme == "file" and not uri.startswith("file:///"):
         raise BadSource(uri, "file URIs are absolute and local: write file:///path")
 
@@ -88,8 +96,8 @@ def shard_size(files: int, wanted: int | None) -> int:
 
 
 def cut(sources: Sequence[AnySource], wanted: int | None) -> Iterator[Unit]:
-    """Units in the order of the sources. A shard never reaches across a source that must be planned, so that the order of
-    shards is the order of files."""
+    """Units in the order of the sources. A shard never reaches across a source that must be planned, so that the
+    order of shards is the order of files."""
     literal = sum(count_braces(s.uri) for s in sources if not needs_origin(s))
     size = shard_size(literal, wanted)
     files: list[FileSpec] = []

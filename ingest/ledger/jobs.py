@@ -10,7 +10,19 @@ from typing import Any, NamedTuple, TypeVar
 
 from ingest.errors import UnknownJob
 from ingest.ledger.redis import Ledger, text
-from ingest.model import TERMINAL_JOB, AnySource, FileSpec, JobOptions, origin_of, pack, pack_json, source_from_json, source_to_json, unpack, unpack_json
+from ingest.model import (
+    TERMINAL_JOB,
+    AnySource,
+    FileSpec,
+    JobOptions,
+    origin_of,
+    pack,
+    pack_json,
+    source_from_json,
+    source_to_json,
+    unpack,
+    unpack_json,
+)
 
 #: Units in one add call: a few hundred keep a script under some milliseconds.
 BATCH = 400
@@ -155,7 +167,9 @@ class JobLedger(Ledger):
         block = min(block_ms, 2000) or None
         with self.translated():
             answer = self.redis.xread({self.key("job", job, "events"): after}, count=count, block=block)
-        return [(text(i), {text(k): text(v) for k, v in fields.items()}) for _, rows in answer or [] for i, fields in rows]
+        return [
+            (text(i), {text(k): text(v) for k, v in fields.items()}) for _, rows in answer or [] for i, fields in rows
+        ]
 
     def sweep(self, verb: str, job: str) -> list[str]:
         """``cancel`` or ``retry`` all units of a job that it applies to. Returns the queues that have something due for it."""
@@ -184,8 +198,15 @@ class JobLedger(Ledger):
                 d: Mapping[str, Any] = json.loads(info)
                 out.append(
                     WorkerInfo(
-                        text(name), d["node"], d["store"], d["slots"], tuple(d["connections"]), d["version"],
-                        d["free_bytes"], max(0.0, (now - seen) / 1000), d["pid"],
+                        text(name),
+                        d["node"],
+                        d["store"],
+                        d["slots"],
+                        tuple(d["connections"]),
+                        d["version"],
+                        d["free_bytes"],
+                        max(0.0, (now - seen) / 1000),
+                        d["pid"],
                     )  # fmt: skip
                 )
         return out

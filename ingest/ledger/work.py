@@ -116,10 +116,21 @@ class WorkLedger(JobLedger):
         args = [value for unit in units for value in unit]
         return text(self.run("add", claim.job, "", 0, "", claim.unit, claim.fence, cursor, *args))
 
-    def back(self, claim: Claim, delay_s: float, counted: bool, reason: str, result: Result | None, flights: Sequence[str]) -> Settled:
+    def back(
+        self, claim: Claim, delay_s: float, counted: bool, reason: str, result: Result | None, flights: Sequence[str]
+    ) -> Settled:
         """Give the unit back, due again after ``delay_s``, with what it has so far (None: nothing new)."""
         return self._settled(
-            self.run("back", claim.unit, claim.fence, int(delay_s * 1000), int(counted), _plain(reason), *_numbers(result), *flights)
+            self.run(
+                "back",
+                claim.unit,
+                claim.fence,
+                int(delay_s * 1000),
+                int(counted),
+                _plain(reason),
+                *_numbers(result),
+                *flights,
+            )
         )
 
     def commit(self, claim: Claim, state: str, result: Result, flights: Sequence[str]) -> Settled:

@@ -1,10 +1,10 @@
 """Where things lie in a store, and the record beside every file. Paths only; nothing here fetches or decides.
 
-    STORE_ID                                  the store's identity, a UUID
-    data/<kk>/<key>/<version>/<name>          a published file; <key> is the source's (URI, profile), <kk> its first two digits
-    data/<kk>/<key>/<version>.json            its record; its mtime is when the origin last confirmed it
-    manifests/<job>/<n>.json                  the lasting record of a shard
-    scratch/                                  files in the making; partial ones have a journal beside them
+STORE_ID                                  the store's identity, a UUID
+data/<kk>/<key>/<version>/<name>          a published file; <key> is the source's (URI, profile), <kk> its first two digits
+data/<kk>/<key>/<version>.json            its record; its mtime is when the origin last confirmed it
+manifests/<job>/<n>.json                  the lasting record of a shard
+scratch/                                  files in the making; partial ones have a journal beside them
 """
 
 from __future__ import annotations
@@ -81,9 +81,11 @@ def read_record(path: Path) -> Stored | None:
         with open(path, "rb") as f:
             data: dict[str, Any] = json.loads(f.read())
             validated = os.fstat(f.fileno()).st_mtime
-        return Stored.from_json({**data, "validated": validated})
+        found = Stored.from_json({**data, "validated": validated})
     except (OSError, ValueError, TypeError):
         return None
+    texts = (found.uri, found.path, found.digest, found.version)
+    return found if all(isinstance(t, str) for t in texts) and isinstance(found.size, int) else None
 
 
 def inside(root: Path, relative: str) -> Path:

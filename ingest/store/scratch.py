@@ -19,6 +19,9 @@ from ingest.errors import TooLarge
 
 _READ_BYTES = 1 << 20
 
+#: Scratch files that this process is writing.
+_at_work: set[Path] = set()
+
 
 @dataclass(frozen=True)
 class Journal:
@@ -57,22 +60,29 @@ class Scratch:
         self._on_bytes = on_bytes
         self._keep = keep
         self._begin()
-        if keep:
-            self._take_up()
+        try:
+            if keep:
+                self._take_up()
+        except BaseException:  # a disk that is full gets no fuller by it
+            self.close(discard=True)
+            raise
 
     def _begin(self) -> None:
         self.path = self._directory / f"{self._key}.{uuid.uuid4().hex[:12]}.part"
         self._journal_path = self.path.with_suffix(".json")
         self._file = open(self.path, "x+b", buffering=0)  # noqa: SIM115 - closed by close()
+        _at_work.add(self.path)
         self.size = 0
         self.journal: Journal | None = None
         self._digests = {name: digests.new(name) for name in self._algorithms}
 
     def _take_up(self) -> None:
         """Copy what the attempt that came furthest left, and remove what any left."""
-        left = []
+        left: list[tuple[int, Path, Journal | None]] = []
         for journal_path in self._directory.glob(f"{self._key}.*.json"):
             part = journal_path.with_suffix(".part")
+            if part in _at_work:
+                continue  # a shard may list a file twice: another thread is at it
             try:
                 journal = Journal(**json.loads(journal_path.read_text()))
                 left.append((part.stat().st_size, part, journal))
@@ -81,7 +91,7 @@ class Scratch:
         if not left:
             return
         size, best, journal = max(left, key=lambda found: found[0])
-        if size and journal:
+        if journal and 0 < size <= self._max_bytes:
             with open(best, "rb", buffering=0) as earlier:
                 while block := earlier.read(_READ_BYTES):
                     self._append(block)
@@ -110,7 +120,8 @@ class Scratch:
     def restart(self) -> None:
         """Back to byte 0, as if nothing had been written."""
         self._file.close()
-        _remove(self.path)
+        self.discard()
+        _at_work.discard(self.path)
         self._begin()
 
     def note(self, validator: str, length: int | None) -> None:
@@ -145,6 +156,7 @@ class Scratch:
         self._file.close()
         if discard or not (self._keep and self.journal):
             self.discard()
+        _at_work.discard(self.path)
 
     def discard(self) -> None:
         _remove(self.path)

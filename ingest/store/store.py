@@ -23,7 +23,17 @@ from ingest.store.layout import Stored, inside, read_record, source_dir, sync_di
 from ingest.store.scratch import Scratch
 
 #: Errors of the disk that say nothing about the source: the shard goes back, and another node may have it.
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.EMFILE, errno.ENFILE}
+_DISK = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ESTALE,
+    errno.EMFILE,
+    errno.ENFILE,
+}
 
 
 class Store:
@@ -50,16 +60,18 @@ class Store:
             probe = root / "scratch" / f"probe-{uuid.uuid4()}"
             probe.touch()
             probe.unlink()
-            return cls(root, path.read_text().strip(), limits)
+            return cls(root, _identity(path), limits)
         except OSError as error:
-            raise StoreError(str(root), f"cannot be used as a store: {error.strerror}; set INGEST_STORE to a writable directory") from error
+            raise StoreError(
+                str(root), f"cannot be used as a store: {error.strerror}; set INGEST_STORE to a writable directory"
+            ) from error
 
     @classmethod
     def attach(cls, limits: StoreLimits) -> Store | None:
         """The store at that root, if there is one."""
         try:
-            return cls(limits.root, (limits.root / "STORE_ID").read_text().strip(), limits)
-        except OSError:
+            return cls(limits.root, _identity(limits.root / "STORE_ID"), limits)
+        except (OSError, StoreError):
             return None
 
     @staticmethod
@@ -74,11 +86,15 @@ class Store:
         except FileNotFoundError:
             return None
         for record in sorted(filter(None, records), key=lambda r: -r.validated):
-            if digest is None or record.has_digest(digest):
-                with suppress(OSError):
-                    if os.stat(self.root / record.path).st_size == record.size:
-                        return record
+            if (digest is None or record.has_digest(digest)) and self._is_whole(record):
+                return record
         return None
+
+    def _is_whole(self, record: Stored) -> bool:
+        try:
+            return inside(self.root, record.path).stat().st_size == record.size
+        except (OSError, StoreError):
+            return False
 
     def confirm(self, key: str, record: Stored) -> None:
         """The origin said that this version is still what it has."""
@@ -89,17 +105,27 @@ class Store:
         return shutil.disk_usage(self.root).free
 
     @contextmanager
-    def scratch(self, key: str, spec: FileSpec, *, on_bytes: Callable[[int], None], max_bytes: int) -> Iterator[Scratch]:
+    def scratch(
+        self, key: str, spec: FileSpec, *, on_bytes: Callable[[int], None], max_bytes: int
+    ) -> Iterator[Scratch]:
         """A scratch file for one attempt at a source; a partial one is taken up where this node left it.
 
         Errors of the disk become :class:`NodeUnfit`. The caller holds the flight of ``key``: nobody else is at it.
         """
         algorithms = frozenset({parse_digest(spec.digest)[0]} if spec.digest else ())
         scratch = None
-        self._check_room(spec)
         try:
+            self._check_room(spec)
             limit = min(max_bytes, self.limits.max_file_bytes)
-            scratch = Scratch(self.root / "scratch", key, spec.uri, algorithms=algorithms, max_bytes=limit, on_bytes=on_bytes, keep=spec.sql is None)
+            scratch = Scratch(
+                self.root / "scratch",
+                key,
+                spec.uri,
+                algorithms=algorithms,
+                max_bytes=limit,
+                on_bytes=on_bytes,
+                keep=spec.sql is None,
+            )
             yield scratch
         except OSError as error:
             if error.errno not in _DISK:
@@ -119,7 +145,8 @@ class Store:
         need = (spec.size or 0) + self.limits.min_free_bytes
         if free < need:
             raise NodeUnfit(
-                spec.uri, f"the store at {self.root} has {free >> 20} MiB free and needs {need >> 20} MiB; make room there"
+                spec.uri,
+                f"the store at {self.root} has {free >> 20} MiB free and needs {need >> 20} MiB; make room there",
             )
 
     def publish(
@@ -134,7 +161,8 @@ class Store:
         samples: Callable[[Path, str], int | None] | int | None = None,
     ) -> Stored:
         """Verify size and digest, then rename into place. Raises :class:`DigestMismatch` or :class:`Truncated`; then nothing
-        is published. Published twice, the first one stays: it is the same version."""
+        is published. Published twice, the first one stays: it is the same version. Other bytes under a version that is there
+        already become a version of their own, named by their digest: a path never changes what it holds."""
         digest = scratch.digest()
         extra: tuple[str, ...] = ()
         if spec.size is not None and scratch.size != spec.size:
@@ -147,13 +175,20 @@ class Store:
             extra = (found,) if algorithm != "sha256" else ()
         version = version or digest
         directory = source_dir(self.root, key)
+        earlier = read_record(directory / f"{version_dir(version)}.json")
+        if earlier is not None and earlier.digest != digest:
+            version = digest
+            earlier = read_record(directory / f"{version_dir(version)}.json")
         folder = directory / version_dir(version)
-        name = names.safe_name(name or names.base_name(spec.name or spec.uri), "file")
+        name = names.safe_name(name or (spec.name or "").rpartition("/")[2] or names.base_name(spec.uri), "file")
         final = folder / name
         folder.mkdir(parents=True, exist_ok=True)
         if self.limits.fsync:
             scratch.sync()
-        if not final.exists() or final.stat().st_size != scratch.size:
+        if earlier is not None and earlier.digest == digest and self._is_whole(earlier):
+            final = self.root / earlier.path
+            extra = tuple(dict.fromkeys((*earlier.digests, *extra)))
+        else:
             os.replace(scratch.path, final)
         if self.limits.fsync:
             sync_dir(folder)
@@ -186,6 +221,14 @@ class Store:
         return inside(self.root, relative)
 
 
+def _identity(path: Path) -> str:
+    """The id in a STORE_ID file. One that is no UUID could be equal to another store's: that is refused."""
+    try:
+        return str(uuid.UUID(path.read_text().strip()))
+    except ValueError:
+        raise StoreError(str(path), "is damaged: it holds no UUID; remove it, and the store gets a new one") from None
+
+
 def link_into(path: Path, directory: Path, name: str, tag: str) -> Path:
     """Make ``path`` appear as ``directory / name``: hard link, else a copy. Never outside ``directory``.
 
@@ -195,9 +238,10 @@ def link_into(path: Path, directory: Path, name: str, tag: str) -> Path:
     parts = [names.safe_name(part, "file") for part in name.split("/") if part not in ("", ".", "..")] or ["file"]
     try:
         folder = directory.joinpath(*parts[:-1])
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (os.path.realpath(folder) + os.sep).startswith(os.path.realpath(directory) + os.sep):
+        # Before anything is made: a link in there could lead anywhere.
+        if not (os.path.realpath(folder) + os.sep).startswith(os.path.join(os.path.realpath(directory), "")):
             raise StoreError(str(folder), f"leads out of {directory}")
+        folder.mkdir(parents=True, exist_ok=True)
         stem, dot, suffix = parts[-1].partition(".")
         plain, tagged = folder / parts[-1], folder / f"{stem}-{tag}{dot}{suffix}"
         for target in (plain, tagged):
@@ -205,14 +249,20 @@ def link_into(path: Path, directory: Path, name: str, tag: str) -> Path:
                 return target
         temporary = folder / f".{uuid.uuid4().hex[:16]}"
         try:
-            os.link(path, temporary)
-        except OSError:
-            shutil.copyfile(path, temporary)  # another filesystem; uses reflink or sendfile where the kernel offers it
-        if _take_name(temporary, plain):
-            return plain
-        # By its tag this name is ours: what is there is an earlier version of the same source.
-        os.replace(temporary, tagged)
-        return tagged
+            try:
+                os.link(path, temporary)
+            except OSError:
+                shutil.copyfile(
+                    path, temporary
+                )  # another filesystem; uses reflink or sendfile where the kernel offers it
+            # Somebody else may have brought the same file there at this moment.
+            if _take_name(temporary, plain) or (plain.is_file() and _same(path, plain)):
+                return plain
+            # By its tag this name is ours: what is there is an earlier version of the same source.
+            os.replace(temporary, tagged)
+            return tagged
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(str(directory), f"into: cannot be written: {error.strerror}") from error
 
@@ -220,11 +270,17 @@ def link_into(path: Path, directory: Path, name: str, tag: str) -> Path:
 def _take_name(temporary: Path, target: Path) -> bool:
     """Rename unless the name is taken, also by somebody who takes it at this moment."""
     try:
-        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.link(temporary, target)
+        return True
     except FileExistsError:
         return False
-    os.replace(temporary, target)
-    return True
+    except OSError:  # a filesystem without hard links: an empty file holds the name for a moment
+        try:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            return False
+        os.replace(temporary, target)
+        return True
 
 
 def _same(a: Path, b: Path) -> bool:

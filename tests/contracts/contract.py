@@ -1,10 +1,10 @@
 """What every fetcher keeps to, as tests to inherit. A kind of source says how a file gets there; the promises are here.
 
-    class HttpCase(FetcherCase):
-        def put(self, name, data): ...
+class HttpCase(FetcherCase):
+    def put(self, name, data): ...
 
-    class TestContract(HttpCase, CutContract):
-        pass
+class TestContract(HttpCase, CutContract):
+    pass
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class TestRequest(HttpCase):
         assert self.fetch(self.answering(server.raw(b"HTTP/1.0 200 OK\r\n\r\nall of it")))[0] == b"all of it"
 
     def test_version_validator_and_name(self) -> None:
-        disposition = 'attachment; filename="plain.tar"; filename*=UTF-8\'\'w%C3%A4rme%2F..%2F.tar'
+        disposition = "attachment; filename=\"plain.tar\"; filename*=UTF-8''w%C3%A4rme%2F..%2F.tar"
         _, fetched = self.fetch(self.answering(server.file(b"x", etag='"v1"', content_disposition=disposition)))
         assert (fetched.version, fetched.validator, fetched.name) == ('"v1"', '"v1"', ".tar")
 
@@ -147,7 +147,6 @@ class TestRequest(HttpCase):
     def test_listing_is_unsupported(self, uri: str) -> None:
         with pytest.raises(errors.Unsupported, match="Manifest"):
             self.fetcher.expand(Source(uri), self.context())
-
 
     def test_every_thread_has_its_own_connection(self) -> None:
         spec = self.put("a", SOME_MB)

@@ -104,7 +104,9 @@ def test_sigterm_hands_long_work_back_and_another_node_goes_on(own_service: Serv
 
 def test_a_stuck_download_is_ended_by_the_stall_limit(tmp_path: Path, origin: Origin) -> None:
     origin.on("/silent.bin", silent())
-    with running_service(tmp_path, config="[limits]\nconnect_s = 1\nstall_s = 2\n[retry]\nattempts = 2\nbase_s = 0.1\n") as service:
+    with running_service(
+        tmp_path, config="[limits]\nconnect_s = 1\nstall_s = 2\n[retry]\nattempts = 2\nbase_s = 0.1\n"
+    ) as service:
         job = service.client().submit(origin.url("/silent.bin"))
         assert job.wait(timeout=40).state == "failed"
         (failure,) = job.failures()
@@ -112,7 +114,8 @@ def test_a_stuck_download_is_ended_by_the_stall_limit(tmp_path: Path, origin: Or
 
 
 def test_native_code_that_hangs_is_killed_by_the_hard_limit(tmp_path: Path) -> None:
-    """SQLite computing without end inside one C call: no Python runs, so only SIGKILL ends it; then it is quarantined."""
+    """SQLite computing without end inside one C call: no Python runs, so only SIGKILL ends it; then it is
+    quarantined."""
     import sqlite3
 
     sqlite3.connect(tmp_path / "db.sqlite").close()
@@ -167,7 +170,9 @@ def test_redis_goes_away_and_comes_back(tmp_path: Path, origin: Origin) -> None:
 
 
 @pytest.mark.parametrize("shards", [20_000 if os.environ.get("CI") != "true" else 100_000])
-def test_a_huge_job_leaves_few_messages_and_does_not_block_a_small_one(service: Service, origin: Origin, shards: int) -> None:
+def test_a_huge_job_leaves_few_messages_and_does_not_block_a_small_one(
+    service: Service, origin: Origin, shards: int
+) -> None:
     client = service.client()
     url = origin.put("/one.bin", b"1")
     client.fetch(url, timeout=30)
@@ -176,7 +181,11 @@ def test_a_huge_job_leaves_few_messages_and_does_not_block_a_small_one(service: 
     lengths = []
 
     def messages() -> int:
-        queues = [k for k in redis.scan_iter(f"{service.settings.prefix}celery:ingest.*", count=1000) if redis.type(k) == b"list"]
+        queues = [
+            k
+            for k in redis.scan_iter(f"{service.settings.prefix}celery:ingest.*", count=1000)
+            if redis.type(k) == b"list"
+        ]
         return sum(redis.llen(k) for k in queues)
 
     lengths.append(messages())

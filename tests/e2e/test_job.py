@@ -41,7 +41,12 @@ def test_files_come_with_path_size_digest_source_and_node(service: Service, orig
 def test_paths_are_in_source_order_and_duplicates_repeat(service: Service, origin: Origin) -> None:
     for n in range(12):
         origin.put(f"/d-{n:02}.bin", body(n))
-    order = [origin.url("/d-{07..09}.bin"), origin.url("/d-01.bin"), origin.url("/d-07.bin"), origin.url("/d-{00..02}.bin")]
+    order = [
+        origin.url("/d-{07..09}.bin"),
+        origin.url("/d-01.bin"),
+        origin.url("/d-07.bin"),
+        origin.url("/d-{00..02}.bin"),
+    ]
     paths = service.client().fetch(order, timeout=30)
     assert [p.name for p in paths] == [f"d-{n:02}.bin" for n in (7, 8, 9, 1, 7, 0, 1, 2)]
 
@@ -62,7 +67,11 @@ def test_one_bad_source_among_many_fails_alone(service: Service, origin: Origin)
 
 def test_same_path_on_two_hosts_and_same_base_name_are_two_files(service: Service, origin: Origin) -> None:
     with Origin() as other:
-        a, b, c = origin.put("/x/data.tar", b"one"), origin.put("/y/data.tar", b"two"), other.put("/x/data.tar", b"three")
+        a, b, c = (
+            origin.put("/x/data.tar", b"one"),
+            origin.put("/y/data.tar", b"two"),
+            other.put("/x/data.tar", b"three"),
+        )
         paths = service.client().fetch([a, b, c], timeout=30)
     assert [p.read_bytes() for p in paths] == [b"one", b"two", b"three"]
     assert [p.name for p in paths] == ["data.tar"] * 3

@@ -22,7 +22,8 @@ T = TypeVar("T")
 
 
 def until(condition: Callable[[], T], what: str, within_s: float = 30.0) -> T:
-    """What ``condition`` gives once it is true. Raises AssertionError naming ``what`` when it does not become so in time."""
+    """What ``condition`` gives once it is true. Raises AssertionError naming ``what`` when it does not become so in
+    time."""
     end = time.monotonic() + within_s
     while True:
         found = condition()
@@ -90,9 +91,12 @@ class Service:
         with log.open("wb") as out:
             process = subprocess.Popen(
                 [sys.executable, "-m", "celery", "-A", "workers", "worker"],
-                env={**self.env, "INGEST_NODE": node, **env}, stdout=out, stderr=subprocess.STDOUT, cwd=self.root,
+                env={**self.env, "INGEST_NODE": node, **env},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=self.root,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         worker = Worker(process, log)
         self.workers.append(worker)
         if ready:
@@ -111,13 +115,22 @@ class Service:
         """``ingest ARGS`` as a user's process."""
         return subprocess.run(
             [sys.executable, "-c", "from ingest.cli import main; main()", *args],
-            env={**self.env, **env}, capture_output=True, text=True, timeout=timeout, cwd=self.root,
-        )  # fmt: skip
+            env={**self.env, **env},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=self.root,
+        )
 
     def python(self, code: str, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
         """``python -c CODE`` as a user's process."""
         return subprocess.run(
-            [sys.executable, "-c", code], env={**self.env, **env}, capture_output=True, text=True, timeout=timeout, cwd=self.root
+            [sys.executable, "-c", code],
+            env={**self.env, **env},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=self.root,
         )
 
     def scratch(self) -> list[Path]:
@@ -135,9 +148,13 @@ def running_service(
         project = str(Path(__file__).parents[2])
         env |= {
             "PYTHONPATH": os.pathsep.join(filter(None, [project, env.get("PYTHONPATH")])),
-            "INGEST_REDIS_URL": redis.url, "INGEST_STORE": str(root / "store"), "INGEST_CONFIG": str(root / "ingest.toml"),
-            "INGEST_NODE": "n1", "INGEST_LOG_FORMAT": "json", **more,
-        }  # fmt: skip
+            "INGEST_REDIS_URL": redis.url,
+            "INGEST_STORE": str(root / "store"),
+            "INGEST_CONFIG": str(root / "ingest.toml"),
+            "INGEST_NODE": "n1",
+            "INGEST_LOG_FORMAT": "json",
+            **more,
+        }
         service = Service(root, redis.url, env, redis)
         try:
             for n in range(workers):

@@ -1,4 +1,5 @@
-"""What a fetcher is: it moves one file into a scratch file, or lists the files under a source. No fetcher imports another.
+"""What a fetcher is: it moves one file into a scratch file, or lists the files under a source. No fetcher imports
+another.
 
 A fetcher translates every error of its client library into :mod:`ingest.errors`, once, here at the edge: transient ones
 are retried by the ledger, permanent ones fail the file now. The client library's own retries are off.
@@ -16,8 +17,8 @@ from ingest.store.scratch import Scratch
 
 
 class Interrupted(Exception):
-    """The work is to stop now, by no fault of the source. ``why``: ``cancelled``, ``lost`` (the lease), ``slice`` (time is
-    up), ``stopping`` (the worker shuts down). Fetchers let it pass."""
+    """The work is to stop now, by no fault of the source. ``why``: ``cancelled``, ``lost`` (the lease), ``slice``
+    (time is up), ``stopping`` (the worker shuts down). Fetchers let it pass."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -35,10 +36,12 @@ class Known:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A whole file is in the scratch. ``version``: version id or strong ETag, else None (then the digest is the version).
+    """A whole file is in the scratch. ``version``: version id or strong ETag, else None (then the digest is the
+    version).
 
     ``validator`` is what a later conditional request sends (ETag or Last-Modified, as the origin wrote it);
-    ``name`` is a better base name than the URI's (Content-Disposition); ``samples`` is known to the writer of a Parquet file.
+    ``name`` is a better base name than the URI's (Content-Disposition); ``samples`` is known to the writer of a
+    Parquet file.
     """
 
     version: str | None = None
@@ -70,6 +73,7 @@ class Fetcher(Protocol):
         ...
 
     def expand(self, source: AnySource, context: Context) -> Iterator[FileSpec]:
-        """The files of a glob, prefix or query, as FileSpecs with ``source=0`` and ``part`` counting from 0, in an order
-        that is the same at every call (keys ascending). A listing that fails raises; it is never an empty list."""
+        """The files of a glob, prefix or query, as FileSpecs with ``source=0`` and ``part`` counting from 0, in an
+        order that is the same at every call (keys ascending). A listing that fails raises; it is never an empty
+        list."""
         ...
