@@ -68,13 +68,15 @@ def is_pattern(uri: str) -> bool:
     """
     scheme, _, rest = uri.partition("://")
     if scheme.lower() in {"http", "https"}:
-        rest = re.split(r"[?#]", rest, maxsplit=1)[0]
+        rest = rest.partition("#")[0].partition("?")[0]
     _, slash, path = rest.partition("/")
-    return slash + path != "" and (path == "" or path.endswith("/") or any(c in path for c in "*?["))
+    return slash != "" and (path == "" or path[-1] == "/" or "*" in path or "?" in path or "[" in path)
 
 
 def _parse(uri: str) -> list[_Piece]:
     """The URI as a row of pieces, literals and brace groups."""
+    if "{" not in uri and "\\" not in uri:
+        return [_Words([uri])]  # nearly all of a long list are; it is read a million times over
     pieces: list[_Piece] = []
     literal: list[str] = []
     at = 0

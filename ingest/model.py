@@ -219,7 +219,6 @@ class JobStatus:
     waiting_for: str = ""
     created: float = 0.0
     retries: int = 0
-    by_source: Mapping[int, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -254,10 +253,13 @@ def parse_digest(digest: str) -> tuple[str, str]:
     return algorithm, value
 
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
 def check_source_text(uri: str) -> None:
     """Refuse what can be refused without asking anyone: control characters, no scheme, a password in the URI."""
-    shown = _USERINFO.sub("//", uri)
-    if not uri or uri != uri.strip() or any(ord(c) < 32 or ord(c) == 127 for c in uri):
+    shown = _USERINFO.sub("//", uri) if "@" in uri else uri
+    if not uri or uri != uri.strip() or _CONTROL.search(uri):
         raise BadSource(shown, "empty, or with white space at its ends or control characters inside")
     try:
         parts = urlsplit(uri)

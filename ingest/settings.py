@@ -28,9 +28,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 class Limits:
     """The ladder of time limits, each rung above the one before it; all in seconds.
 
-    ``connect_s``: to open a connection. ``stall_s``: without a byte. ``soft_s``: a time slice, after which a shard hands
-    back what it has and goes to the end of the queue. ``hard_s``: Celery kills the process. ``visibility_s``: kombu hands
-    an unacknowledged message out again; doorbells are acknowledged early, so it bounds only what the broker remembers.
+    ``connect_s``: to open a connection. ``stall_s``: without a byte. ``soft_s``: a time slice, after which a shard
+    hands back what it has and goes to the end of the queue. ``hard_s``: Celery kills the process. ``visibility_s``:
+    kombu hands an unacknowledged message out again; doorbells are acknowledged early, so it bounds only what the
+    broker remembers.
     """
 
     connect_s: float = 10.0
@@ -38,8 +39,8 @@ class Limits:
     soft_s: float = 900.0
     hard_s: float = 960.0
     visibility_s: float = 3600.0
-    # Outside the ladder: a node that is not heard for lease_s loses its shards. Three renewals fit in one lease, so that
-    # two may be lost; 12 s bounds how long a dead node's work waits.
+    # Outside the ladder: a node that is not heard for lease_s loses its shards. Three renewals fit in one lease, so
+    # that two may be lost; 12 s bounds how long a dead node's work waits.
     lease_s: float = 12.0
     renew_s: float = 2.0
     progress_s: float = 0.5
@@ -68,7 +69,8 @@ def _at_least(section: object, where: str, **least: float) -> None:
 
 @dataclass(frozen=True)
 class Retry:
-    """How a transient failure is tried again: ``attempts`` in all, full jitter between 0 and ``base_s * 2**n``, up to ``cap_s``.
+    """How a transient failure is tried again: ``attempts`` in all, full jitter between 0 and ``base_s * 2**n``, up
+    to ``cap_s``.
 
     ``retry_after_cap_s`` bounds what an origin may ask for; ``deadline_s`` ends a job's retries whatever is left.
     """
@@ -90,7 +92,8 @@ class Retry:
 
 @dataclass(frozen=True)
 class Http:
-    """HTTP: reads of ``chunk_bytes`` (1 MB measured fastest), ``parallel`` files of a shard at once over kept connections."""
+    """HTTP: reads of ``chunk_bytes`` (1 MB measured fastest), ``parallel`` files of a shard at once over kept
+    connections."""
 
     chunk_bytes: int = 1 << 20
     parallel: int = 8
@@ -118,7 +121,8 @@ class StoreLimits:
 
 @dataclass(frozen=True)
 class Egress:
-    """Where this node may connect to: ``allow`` names hosts or CIDR blocks; ``strict`` refuses private addresses not named."""
+    """Where this node may connect to: ``allow`` names hosts or CIDR blocks; ``strict`` refuses private addresses not
+    named."""
 
     allow: tuple[str, ...] = ()
     strict: bool = False
@@ -226,7 +230,8 @@ def _section(cls: type[S], table: Any, where: str, given: Mapping[str, Any] | No
 
 
 def _secret(value: Any, where: str, env: Mapping[str, str]) -> Any:
-    """``{env = "NAME"}`` and ``{file = "PATH"}`` become what they point at, so that a config file need hold no secret."""
+    """``{env = "NAME"}`` and ``{file = "PATH"}`` become what they point at, so that a config file need hold no
+    secret."""
     if not isinstance(value, dict):
         return value
     if set(value) not in ({"env"}, {"file"}):
@@ -374,7 +379,8 @@ def check_redis_url(url: str, where: str) -> None:
 
 
 def rank_and_world(environ: Mapping[str, str] | None = None) -> tuple[int, int]:
-    """``RANK`` and ``WORLD_SIZE`` as torchrun sets them, else ``(0, 1)``. Raises :class:`ConfigError` for what cannot be."""
+    """``RANK`` and ``WORLD_SIZE`` as torchrun sets them, else ``(0, 1)``. Raises :class:`ConfigError` for what
+    cannot be."""
     env = os.environ if environ is None else environ
     try:
         rank, world = int(env.get("RANK", "0")), int(env.get("WORLD_SIZE", "1"))
@@ -384,6 +390,12 @@ def rank_and_world(environ: Mapping[str, str] | None = None) -> tuple[int, int]:
         shown = f"RANK={env.get('RANK')!r} and WORLD_SIZE={env.get('WORLD_SIZE')!r}"
         raise ConfigError("environment", f"{shown}: need 0 <= RANK < WORLD_SIZE; torchrun sets both")
     return rank, world
+
+
+def keep_flower_private() -> None:
+    """Flower listens on all interfaces unless told otherwise, and asks for no password unless one is set: here it
+    listens on loopback, unless ``FLOWER_ADDRESS`` or ``--address`` says so."""
+    os.environ.setdefault("FLOWER_ADDRESS", "127.0.0.1")
 
 
 @lru_cache(maxsize=1)

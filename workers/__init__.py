@@ -13,6 +13,7 @@ import sys
 
 from ingest.app import app, defaults
 from ingest.errors import ConfigError, UsageError
+from ingest.settings import keep_flower_private
 
 
 def _operators_file() -> None:
@@ -28,6 +29,7 @@ def _operators_file() -> None:
         app.config_from_object(module)
 
 
+keep_flower_private()
 try:
     _operators_file()
     from workers import boot, tasks

@@ -33,9 +33,9 @@ STUCK_S = 10.0
 class Agent:
     """One per worker. ``parent`` is the process id of ``celery worker``."""
 
-    def __init__(self, worker: str, parent: int, table: int) -> None:
+    def __init__(self, worker: str, parent: int, slots: int, table: int) -> None:
         self.settings = current()
-        self.worker, self.parent, self._table = worker, parent, table
+        self.worker, self.parent, self.slots, self._table = worker, parent, slots, table
         self.ledger = WorkLedger(self.settings, retries=1)
         self.store = Store.open(self.settings.store)
         self.reconciler = Reconciler(app_for(self.settings), self.ledger, self.store, self.settings.limits.renew_s)
@@ -49,7 +49,7 @@ class Agent:
         return {
             "node": self.settings.node,
             "store": self.store.id,
-            "slots": self.settings.concurrency,
+            "slots": self.slots,
             "connections": sorted(self.settings.connections),
             "version": _version(),
             "free_bytes": self.store.free_bytes(),
@@ -150,7 +150,7 @@ def main(argv: list[str]) -> int:
     """``python -m workers.agent {"worker": …, "parent": pid, "grace_s": …, "level": …}``, started by the worker."""
     given = json.loads(argv[0])
     logs.setup(current().log_format, given.get("level", logging.INFO))
-    agent = Agent(given["worker"], given["parent"], given["table"])
+    agent = Agent(given["worker"], given["parent"], given["slots"], given["table"])
 
     def on_stopping(signum: int, frame: FrameType | None) -> None:
         agent.stop_soon(given["grace_s"])

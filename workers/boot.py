@@ -14,6 +14,7 @@ from typing import Any
 
 import billiard.pool
 from celery import bootsteps, signals
+from celery.concurrency import prefork
 from kombu.entity import Queue
 
 from ingest.app import app, queues_of
@@ -40,6 +41,7 @@ def _name(sender: str, instance: Any, conf: Any, options: dict[str, Any], **_: A
     takes work."""
     if sender.startswith("celery@"):
         instance.hostname = f"ingest@{current().node}"
+    node.set_slots(_processes(conf, options))
     holding.table()  # before the pool is forked, so that every process shares it
     try:
         node.this_node()
@@ -47,6 +49,14 @@ def _name(sender: str, instance: Any, conf: Any, options: dict[str, Any], **_: A
         raise SystemExit(f"ingest: {error}") from None
     # Loaded once here, shared by every process forked later: the first download of each need not wait for it.
     fetcher_for("https")
+
+
+def _processes(conf: Any, options: dict[str, Any]) -> int:
+    """How many the pool will have at most: ``--autoscale`` MAX,MIN, ``-c``, or ``worker_concurrency``."""
+    autoscale = options.get("autoscale")
+    if autoscale:
+        return int(str(autoscale[0] if isinstance(autoscale, list | tuple) else autoscale).partition(",")[0])
+    return int(options.get("concurrency") or conf.worker_concurrency)
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator] # Celery has no types
@@ -78,6 +88,7 @@ def start_agent() -> None:
         "grace_s": GRACE_S,
         "level": logging.getLogger().getEffectiveLevel(),
         "table": holding.table(),
+        "slots": node.slots(),
     }
     # A session of its own: Ctrl-C goes to the worker, which needs its agent until its pool has ended.
     _agent = subprocess.Popen(
@@ -102,6 +113,9 @@ class AgentStep(bootsteps.StartStopStep):  # type: ignore[misc] # Celery has no 
     requires = ("celery.worker.components:Timer",)
 
     def start(self, worker: Any) -> None:
+        if not issubclass(worker.pool_cls, prefork.TaskPool):
+            # In one process, threads would share one lease, and nothing could end native code that hangs.
+            raise SystemExit("ingest: a data node needs the prefork pool (Celery's default); leave out -P / --pool")
         start_agent()
         worker.timer.call_repeatedly(current().limits.renew_s, start_agent)
 

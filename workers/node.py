@@ -39,6 +39,20 @@ def this_node() -> Node:
     return Node(settings, Store.open(settings.store), f"{settings.node}-{os.getpid()}-{secrets.token_hex(3)}")
 
 
+_slots = 0
+
+
+def set_slots(count: int) -> None:
+    """How many processes the pool has; told by the worker before it forks them."""
+    global _slots
+    _slots = count
+
+
+def slots() -> int:
+    """How many processes this worker's pool has."""
+    return _slots or this_node().settings.concurrency
+
+
 @lru_cache(maxsize=1)
 def _ledger_of(pid: int) -> WorkLedger:
     return WorkLedger(this_node().settings)

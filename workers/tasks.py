@@ -33,7 +33,7 @@ def answer(queue: str, hostname: str | None) -> None:
     kind = queues_of(node.settings.node)
     kind = kind[:2] if planning else kind[2:]
     # Every process but one may fetch: planning always finds a free one.
-    most = node.settings.concurrency - (0 if planning else 1)
+    most = max(1, here.slots() - (0 if planning else 1))
     try:
         claim = ledger.claim(node.worker, here.process_tag(), most, [queue, *(q for q in kind if q != queue)])
         if claim is None:
@@ -58,6 +58,9 @@ def answer(queue: str, hostname: str | None) -> None:
         return
     if settled.due:
         ring(app, {settled.queue: 1})
+    else:
+        # Bells of the others may have come while every process was busy, and have gone.
+        ring(app, {q: 1 for q in kind if q != settled.queue and ledger.due_count(q)})
 
 
 # Doorbells are no news for a dashboard: the units they lead to are (workers.report.Events).

@@ -15,7 +15,7 @@ from ingest.client.follow import Deadline
 from ingest.client.job import Job
 from ingest.client.submission import Unit, check, cut, positive
 from ingest.doorbell import ring
-from ingest.errors import JobFailed, NoDataNode, UnknownConnection, UsageError
+from ingest.errors import JobFailed, NoDataNode, StoreError, UnknownConnection, UsageError
 from ingest.ledger import JobLedger, NewUnit, WorkerInfo, batched
 from ingest.model import AnySource, JobOptions, as_sources
 from ingest.placement import choose_queue
@@ -117,7 +117,9 @@ class Client:
         failures = job.failures()
         if failures:
             raise JobFailed(files, failures)
-        return [file.into or file.path for file in files]
+        if into is None:
+            return [file.path for file in files]
+        return [_inside(file.into, _directory(into)) or file.path for file in files]
 
     def job(self, job: str) -> Job:
         """Attach to a job, from any process. Raises :class:`UnknownJob`."""
@@ -190,6 +192,13 @@ def _new_unit(job: str, unit: Unit, options: JobOptions, nodes: list[str]) -> tu
         return NewUnit.plan(unit.source, unit.index, queue), queue
     queue = choose_queue(FETCH_QUEUE, options.placement, nodes, unit.files[0].uri)
     return NewUnit.shard(unit.files, queue), queue
+
+
+def _inside(path: Path | None, directory: str | None) -> Path | None:
+    """A path that the ledger gave, if it lies where the user wanted it: the ledger is not trusted with more."""
+    if path is not None and directory is not None and not path.resolve().is_relative_to(os.path.realpath(directory)):
+        raise StoreError(str(path), f"is not under {directory}, where it was asked for")
+    return path
 
 
 def _directory(into: str | os.PathLike[str] | None) -> str | None:

@@ -77,8 +77,19 @@ class LocalFile:
 
     @property
     def into(self) -> Path | None:
-        """Where ``into=`` made it appear, on the node that fetched it; None without ``into=``."""
-        return Path(self._into) if self._into else None
+        """Where ``into=`` made it appear; None without ``into=``. Raises as :attr:`path`."""
+        if self._into is None:
+            return None
+        path = Path(self._into)
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            if not self.is_local:
+                raise NotLocalError(self.source, self.node) from None
+            raise StoreError(self._into, f"{self.source} was put there and is gone ({error.strerror})") from None
+        if size != self.size:
+            raise StoreError(self._into, f"has {size} bytes and {self.source} has {self.size}; it was changed since")
+        return path
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -61,8 +61,8 @@ local function push_due(unit, job, n, rec)
   rec.nb = 0
 end
 
--- A unit that comes back is not new work: it goes before what its job still has in the queue. One step after the clock, not
--- at it: one that comes back again and again would else always be the best, and nobody else's turn would come.
+-- A unit that comes back is not new work: it is among the next, wherever its job stands. One step after the clock, not at it:
+-- one that comes back again and again would else always be the best, and nobody else's turn would come.
 local function push_back(unit, rec)
   local clock = tonumber(redis.call('GET', P .. 'vtime:' .. rec.q) or '0')
   redis.call('ZADD', P .. 'due:' .. rec.q, clock + 1, unit)

@@ -24,7 +24,7 @@ for at = 1, #found[2], 2 do
   elseif verb == 'retry' and (rec.s == 'failed' or rec.s == 'quarantined' or rec.s == 'cancelled') then
     redis.call('HINCRBY', jobkey(job), 'open', 1)
     redis.call('HINCRBY', jobkey(job), rec.s == 'cancelled' and 'stopped' or 'failed', -1)
-    redis.call('HINCRBY', jobkey(job), 'files_failed', -(rec.ff or 0))
+    redis.call('HINCRBY', jobkey(job), 'files_failed', 0 - (rec.ff or 0)) -- a mere minus makes "-0", which is no integer
     if isplan(n) then redis.call('HINCRBY', jobkey(job), 'plans', 1) end
     set_state(job, n, rec, 'due')
     -- Who held it before has nothing to say any more.

@@ -247,3 +247,19 @@ def test_the_plain_task(service: Service, origin: Origin, tmp_path: Path) -> Non
     wrong = app_for(service.settings).signature("ingest.download", ("nonsense",)).delay()
     with pytest.raises(ingest.BadSource, match="no scheme"):
         wrong.get(timeout=10)
+
+
+def test_what_arrived_of_a_shard_is_seen_before_the_rest_is_tried_again(service: Service, origin: Origin) -> None:
+    gate = threading.Event()
+
+    def later(to: object) -> None:
+        (file(b"second") if gate.is_set() else status(503))(to)  # type: ignore[arg-type]
+
+    origin.on("/second.bin", later)
+    job = service.client().submit([origin.put("/first.bin", b"first"), origin.url("/second.bin")], shard_files=2)
+    assert job.task_ids() == [f"{job.id}.0"]
+    stream = job.as_completed(timeout=30)
+    assert next(stream).path.read_bytes() == b"first"
+    gate.set()
+    assert next(stream).path.read_bytes() == b"second" and list(stream) == []
+    assert origin.count("/first.bin") == 1

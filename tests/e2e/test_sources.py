@@ -264,26 +264,40 @@ def test_a_manifest_over_http(world: World, kind: str) -> None:
         text = out.getvalue()
     job = world.client().submit(ingest.Manifest(world.http.put(f"/list.{kind}", text.encode())))
     job.wait(timeout=40)
-    bad = [] if kind == "txt" else [(0, 2)]
-    assert [(f.index, f.error) for f in job.failures()] == [(index, "DigestMismatch") for index in bad]
-    expected = [body for n, body in enumerate(data) if (0, n) not in bad]
-    assert [f.path.read_bytes() for f in job.files()] == (expected if kind != "csv" else [b"csv 0", b"csv 1", b"csv 3"])
+    # A file's place is its line: in a txt two lines come before the first, in a csv its header.
+    first = {"txt": 3, "jsonl": 1, "csv": 2}[kind]
+    bad = [] if kind == "txt" else [2]
+    assert [(f.index, f.error) for f in job.failures()] == [((0, first + n), "DigestMismatch") for n in bad]
+    expected = {(0, first + n): body for n, body in enumerate(data) if n not in bad}
+    assert {f.index: f.path.read_bytes() for f in job.files()} == expected
+
+
+def test_bad_lines_of_a_manifest_fail_alone(world: World) -> None:
+    good = world.http.put("/good.bin", b"good")
+    lines = ["nonsense", good, "https://me:pa55-word@ok.example/a", "gopher://x/y", "http://[::1/a", f"{good}\x01", good]
+    url = world.http.put("/half-bad.txt", "\n".join(lines).encode())
+    job = world.client().submit(ingest.Manifest(url))
+    assert job.wait(timeout=30).state == "failed"
+    assert [f.path.read_bytes() for f in job.files()] == [b"good", b"good"]
+    failures = {f.index[1]: f for f in job.failures()}
+    assert sorted(failures) == [1, 3, 4, 5, 6] and "pa55" not in str(failures)
+    assert "line 1" in failures[1].reason and "has no scheme" in failures[1].reason
+    assert "a password in a URI" in failures[3].reason and "gopher" in failures[4].reason + failures[4].source
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("text", "name", "error", "reason"),
     [
-        (b"https://ok.example/a\nnonsense\n", "line 2: nonsense: has no scheme"),
-        (b"https://me:pa55-word@ok.example/a\n", "a password in a URI"),
-        (b"\xff\xfe\x00", "not a readable txt manifest"),
-        (b"", "matched nothing"),
+        (b"\xff\xfe\x00", "x.txt", "BadResponse", "not a readable txt manifest"),
+        (b"", "y.txt", "NothingMatched", "matched nothing"),
+        (b'{"uri": "http', "z.jsonl", "BadResponse", "not a readable jsonl manifest"),
+        (b"url\nhttp://127.0.0.1/x\n", "z.csv", "BadResponse", "Manifest(uri_column="),
     ],
 )
-def test_a_manifest_that_cannot_be_read(world: World, text: bytes, reason: str) -> None:
-    url = world.http.put(f"/bad-{hashlib.md5(text).hexdigest()}.txt", text)
-    good = world.http.put("/good.bin", b"good")
-    (failure,) = world.fail(ingest.Manifest(url), good)
-    assert failure.source == url and reason in failure.reason and "pa55" not in str(failure)
+def test_a_manifest_that_cannot_be_read(world: World, text: bytes, name: str, error: str, reason: str) -> None:
+    url = world.http.put(f"/bad/{name}", text)
+    (failure,) = world.fail(ingest.Manifest(url), world.http.put("/good.bin", b"good"))
+    assert (failure.source, failure.error) == (url, error) and reason in failure.reason
 
 
 # -- all of them ---------------------------------------------------------------------------------------------------
@@ -305,7 +319,7 @@ def test_one_job_of_everything_in_source_order(world: World, tmp_path: Path) -> 
     job = world.client().submit(sources, name="mixed")
     files = job.files(timeout=60)
     assert [f.index for f in files] == [
-        (0, 0), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (3, 0), (4, 0), (5, 0), (6, 0),
+        (0, 0), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (3, 0), (4, 1), (5, 0), (6, 0),
     ]  # fmt: skip
     assert not job.failures()
     samples = [f.samples for f in files]
@@ -399,7 +413,7 @@ def test_a_wrong_password_is_denied_and_no_secret_is_seen_anywhere(world: World)
 
 
 def switch(s3: S3Server, count: str) -> None:
-    request = urllib.request.Request(f"{s3.endpoint}/moto-api/reset-auth", data=count.encode(), method="POST")
+    request = urllib.request.Request(f"{s3.endpoint}/moto-api/reset-auth", data=count.encode(), headers={"Content-Type": "text/plain"})
     urllib.request.urlopen(request, timeout=10).close()
 
 

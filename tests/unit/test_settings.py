@@ -161,7 +161,7 @@ WRONG: list[tuple[str, dict[str, str], str]] = [
     ("[connections.lake]\npassword = {env = 5}", {}, "env"),
     ('[connections.lake]\npassword = {file = "/does/not/exist"}', {}, "/does/not/exist"),
     ("[connections.lake]\npassword = {file = 5}", {}, "file"),
-    ("a = ", {}, "line 1"),
+    ("a = \nb = 1", {}, "line 1"),
 ]
 
 

@@ -1,0 +1,114 @@
+"""The demo's training: a small convolutional network, fed by a DataLoader over the job while its files land."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ingest.client import Job
+from ingest.dataset import StreamingDataset
+from ingest.demo import data
+from ingest.errors import ServiceFailed
+
+BATCH = 32
+WORKERS = 2
+_STALL_S = 60.0  # for the next file of the order; they take about a second each
+
+#: Pictures, float32 of shape (n, 1, SIDE, SIDE) in [0, 1]; labels, int64 of shape (n,); samples by kind of source.
+Batch = tuple[Tensor, Tensor, Counter[str]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the loop saw. ``step_s``: when each step ended, in seconds after the job was submitted."""
+
+    first_batch_s: float
+    step_s: Sequence[float]
+    losses: Sequence[float]
+    samples: Mapping[str, int]
+    accuracy: float
+
+
+def train(job: Job, submitted: float, stepped: Callable[[int, float], None]) -> Trained:
+    """One pass over all samples of the job. ``submitted`` is :func:`time.monotonic` of then; ``stepped(steps, loss)``
+    is called after each step. Raises what the dataset raises, but not for a source that failed."""
+    torch.manual_seed(0)
+    model = _model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses: list[float] = []
+    step_s: list[float] = []
+    seen: Counter[str] = Counter()
+    first_batch_s = 0.0
+    # One process reads the job, whatever a launcher has put into the environment.
+    dataset = StreamingDataset(job, decode=True, on_failure="skip", timeout=_STALL_S, rank=0, world_size=1)
+    try:
+        for pictures, labels, kinds in _batches(dataset):
+            first_batch_s = first_batch_s or time.monotonic() - submitted
+            loss = nn.functional.cross_entropy(model(pictures), labels)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            optimizer.step()
+            seen += kinds
+            losses.append(loss.item())
+            step_s.append(time.monotonic() - submitted)
+            stepped(len(losses), losses[-1])
+    finally:
+        dataset.close()
+    return Trained(first_batch_s, step_s, losses, seen, _accuracy(model))
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """A batch of what the three kinds of source give: tar members that are decoded, and rows."""
+    pictures = [s["npy"] if "npy" in s else np.frombuffer(s["image"], np.uint8) for s in samples]
+    labels = [s["cls"] if "cls" in s else s["label"] for s in samples]
+    kinds = Counter("HTTP" if "npy" in s else "SQL" if "id" in s else "S3" for s in samples)
+    return _pictures(np.stack([p.reshape(data.SIDE, data.SIDE) for p in pictures])), torch.tensor(labels), kinds
+
+
+def quiet(worker: int) -> None:
+    """In a DataLoader worker: that a file was skipped is in the table, so it need not be on stderr as well."""
+    logging.getLogger("ingest").addHandler(logging.NullHandler())
+
+
+def _batches(dataset: StreamingDataset) -> Iterator[Batch]:
+    with warnings.catch_warnings():
+        # On a machine with one processor torch advises fewer workers; they mostly wait here.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader = DataLoader(dataset, batch_size=BATCH, num_workers=WORKERS, collate_fn=collate, worker_init_fn=quiet)
+        batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:  # what torch says of a worker that was killed, for want of memory for one
+            raise ServiceFailed("demo", f"the DataLoader gave up: {error}") from error
+        if batch is None:
+            return
+        yield batch
+
+
+def _model() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(32 * (data.SIDE // 4) ** 2, 64), nn.ReLU(), nn.Linear(64, data.CLASSES),
+    )  # fmt: skip
+
+
+def _pictures(raw: Any) -> Tensor:
+    return torch.from_numpy(raw).unsqueeze(1).float() / 255
+
+
+def _accuracy(model: nn.Module) -> float:
+    pictures, labels = data.held_out()
+    with torch.inference_mode():
+        return float((model(_pictures(pictures)).argmax(1) == torch.from_numpy(labels)).float().mean())

@@ -1,0 +1,438 @@
+"""The ledger's transitions, one by one, in a real Redis. What holds at any time is in ``ledgers.check``."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from ingest.errors import LedgerUnavailable, UnknownJob
+from ingest.ledger import Claim, NewUnit, Result, WorkLedger
+from ingest.model import Failure, FileSpec, JobOptions
+from ingest.settings import Settings
+from tests.servers.redis import redis_server
+from tests.unit.ledgers import (
+    DEATHS,
+    PLANS,
+    QUEUE,
+    check,
+    claim,
+    connect,
+    done,
+    expire,
+    failed,
+    file,
+    happened,
+    plan,
+    ripen,
+    shards,
+    state,
+    submit,
+)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+@pytest.fixture
+def ledger(url: str) -> Iterator[WorkLedger]:
+    made = connect(url)
+    yield made
+    made.close()
+
+
+def commit(ledger: WorkLedger, work: Claim, end: str = "done") -> bool:
+    result = failed(work.unit) if end == "failed" else Result() if end == "cancelled" else done()
+    return ledger.commit(work, end, result, ()).ok
+
+
+class TestSubmitting:
+    def test_the_same_key_gives_the_same_job(self, ledger: WorkLedger) -> None:
+        first, made = ledger.create(JobOptions(name="a"), "key")
+        assert made and ledger.create(JobOptions(name="b"), "key") == (first, True)
+        assert ledger.create(JobOptions(), "other")[0] != first and ledger.create(JobOptions(), None)[0] != first
+        ledger.seal(first)
+        assert ledger.create(JobOptions(), "key") == (first, False)
+
+    def test_a_repeated_call_whose_answer_was_lost_says_the_same(self, ledger: WorkLedger) -> None:
+        assert ledger.create(JobOptions(), None, "j1") == ("j1", True)
+        assert ledger.create(JobOptions(), None, "j1") == ("j1", True)
+        batch = shards(0, 3)
+        for _ in range(2):
+            assert ledger.add("j1", "", 0, 0, batch) == "ok"
+        assert ledger.add("j1", "", 1, 0, shards(1, 5)) == "ok"  # some of it was there
+        for _ in range(2):
+            assert ledger.seal("j1") == "running"
+        meta = ledger.meta("j1")
+        assert (meta["next"], meta["files"], meta["open"], meta["c:due"]) == ("5", "5", "5", "5")
+        check(ledger, "j1")
+
+    def test_an_unknown_job(self, ledger: WorkLedger) -> None:
+        assert ledger.add("j0", "", 0, 0, shards(0, 1)) == "unknown" and ledger.seal("j0") == "unknown"
+        assert ledger.sweep("cancel", "j0") == [] and ledger.units("j0", ["0"]) == [None]
+        with pytest.raises(UnknownJob):
+            ledger.meta("j0")
+        assert not [*ledger.redis.scan_iter()]
+
+    def test_a_job_of_nothing_is_done_when_it_is_sealed(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 0)
+        assert ledger.meta(job)["state"] == "done"
+        assert [k for k, _, _ in happened(ledger, job)] == ["sealed", "planned", "end"]
+
+    @pytest.mark.parametrize("first", ["commit", "seal"])
+    def test_seal_and_the_last_commit_in_either_order(self, ledger: WorkLedger, first: str) -> None:
+        job = submit(ledger, 1, seal=False)
+        work = claim(ledger)
+        if first == "seal":
+            assert ledger.seal(job) == "running"
+        assert commit(ledger, work)
+        assert ledger.meta(job)["state"] == ("done" if first == "seal" else "planning")
+        assert ledger.seal(job) == "done"
+        assert happened(ledger, job, "shard", "end") == [("shard", "0", "done"), ("end", "", "done")]
+        check(ledger, job)
+
+    def test_an_abandoned_submission_fails_and_one_that_was_sealed_meanwhile_does_not(self, ledger: WorkLedger) -> None:
+        left, sealed = submit(ledger, 1, seal=False), submit(ledger, 1)
+        tick = ledger.tick(0, -1)
+        assert tick and tick.abandoned == [left]
+        for job in (left, sealed):
+            ledger.seal(job, "given up")
+            assert commit(ledger, claim(ledger))
+        assert (ledger.meta(left)["state"], ledger.meta(left)["error"]) == ("failed", "given up")
+        assert ledger.meta(sealed)["state"] == "done" and "error" not in ledger.meta(sealed)
+
+    def test_names_that_are_not_ascii_come_through(self, ledger: WorkLedger) -> None:
+        job, _ = ledger.create(JobOptions(name="größe 数据"), "ключ")
+        specs = [FileSpec(0, 0, "file:///tmp/\udcff 数"), FileSpec(0, 1, "s3://bücket/😀")]
+        ledger.add(job, "", 0, 0, [NewUnit.shard(specs, QUEUE), NewUnit.shard(specs[1:], QUEUE)])
+        work = claim(ledger)
+        assert work.options.name == "größe 数据" and ledger.specs(job, ["0", "1"]) == [specs, specs[1:]]
+        assert ledger.back(work, 0, True, "reset: file:///tmp/\udcff", None, ()).ok
+        (first, second) = ledger.units(job, ["0", "1"])
+        assert first and "\\udcff" in first.reason and second and second.origin == "s3://bücket"
+
+
+class TestOrder:
+    def test_a_small_job_is_served_with_a_huge_one_not_behind_it(self, ledger: WorkLedger) -> None:
+        huge, small = submit(ledger, 10_000), submit(ledger, 10)
+        taken = [claim(ledger, pid=f"{n}:1").job for n in range(24)]
+        assert taken.count(small) == 10, Counter(taken)
+        assert taken[-1] == huge
+
+    def test_one_that_comes_late_starts_at_the_clock_not_at_zero(self, ledger: WorkLedger) -> None:
+        submit(ledger, 100)
+        for n in range(50):
+            claim(ledger, pid=f"{n}:1")
+        late = submit(ledger, 50)
+        taken = Counter(claim(ledger, pid=f"b{n}:1").job for n in range(40))
+        assert 18 <= taken[late] <= 22, taken  # it does not make up for what it did not ask for
+
+    def test_a_shard_that_comes_back_again_and_again_lets_others_through(self, ledger: WorkLedger) -> None:
+        long = submit(ledger, 1)
+        work = claim(ledger)
+        short = submit(ledger, 3)
+        turns = []
+        for _ in range(8):
+            assert ledger.back(work, 0, False, "time slice over", None, ()).ok
+            work = claim(ledger)
+            turns.append(work.job)
+            if work.job == short:
+                commit(ledger, work)
+                work = claim(ledger)
+        assert turns.count(short) == 3, turns
+        assert ledger.meta(long)["retries"] == "0"
+
+    def test_one_that_comes_back_goes_before_the_rest_of_its_job(self, ledger: WorkLedger) -> None:
+        submit(ledger, 100)
+        first = claim(ledger)
+        ledger.back(first, 0, True, "reset", None, ())
+        assert first.unit in {claim(ledger, pid=f"{n}:1").unit for n in range(2)}
+
+    def test_queues_are_asked_in_their_order(self, ledger: WorkLedger) -> None:
+        shared, own = submit(ledger, 1), submit(ledger, 1, queue=f"{QUEUE}.n1")
+        assert claim(ledger, queues=(f"{QUEUE}.n1", QUEUE)).job == own
+        assert ledger.claim("w2", "1:1", 9, [f"{QUEUE}.n1"]) is None
+        assert claim(ledger, "w2", queues=(f"{QUEUE}.n1", QUEUE)).job == shared
+
+
+class TestLeases:
+    def test_asking_again_gives_the_same_unit(self, ledger: WorkLedger) -> None:
+        submit(ledger, 3)
+        first = claim(ledger)
+        again = claim(ledger)
+        assert (again.unit, again.fence) == (first.unit, first.fence)
+        # Another process, also one whose name looks like it to a pattern, gets another.
+        others = {claim(ledger, pid="2:1").unit, claim(ledger, pid=".:.").unit}
+        assert len(others | {first.unit}) == 3
+
+    def test_no_more_than_the_slots_that_may_be_taken(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 5)
+        for n in range(2):
+            claim(ledger, pid=f"{n}:1", most=2)
+        assert ledger.claim("w1", "9:1", 2, [QUEUE]) is None
+        assert len(ledger.held("w1")) == 2
+        check(ledger, job)
+
+    def test_a_lease_that_another_has_taken_over_can_do_nothing(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 1)
+        old = claim(ledger)
+        expire(ledger, old.unit)
+        new = claim(ledger, "w2")
+        assert new.unit == old.unit and new.fence != old.fence
+        assert not commit(ledger, old) and not ledger.back(old, 0, True, "", None, ()).ok
+        assert ledger.progress(old, 5) == "lost" and ledger.takeoff(old, ["k"]) is None
+        assert ledger.add_planned(old, "1", shards(0, 1)) == "lost"
+        assert ledger.beat("w1", INFO, [(old.unit, old.fence)], []) == [old.unit]
+        check(ledger, job)
+        assert commit(ledger, new) and not commit(ledger, old, "failed")
+        assert ledger.meta(job)["state"] == "done"
+        check(ledger, job)
+
+    @pytest.mark.parametrize("how", ["commit", "back", "progress"])
+    def test_a_lease_that_ran_out_is_its_holders_while_nobody_else_has_it(self, ledger: WorkLedger, how: str) -> None:
+        job = submit(ledger, 1)
+        work = claim(ledger)
+        expire(ledger, work.unit)
+        assert state(ledger, work.unit) == "due" and ledger.held("w1") == {}
+        check(ledger, job)
+        if how == "progress":
+            assert ledger.progress(work, 7) == "ok" and ledger.live_bytes(job) == 7
+            assert ledger.held("w1") == {work.unit: ("1:1", work.fence)} and state(ledger, work.unit) == "leased"
+            assert ledger.claim("w2", "1:1", 9, [QUEUE]) is None
+        elif how == "back":
+            assert ledger.back(work, 0, False, "", done(), ()).ok and claim(ledger).earlier == done()
+        check(ledger, job)
+        if how != "back":
+            assert commit(ledger, work) and state(ledger, work.unit) == "done"
+            (record,) = ledger.units(job, ["0"])
+            assert record and record.deaths == 0
+        check(ledger, job)
+
+    def test_a_ledger_that_was_away_takes_nothing_from_anybody(self, ledger: WorkLedger) -> None:
+        submit(ledger, 1)
+        work = claim(ledger)
+        ledger.tick(0, 900)
+        ledger.redis.zadd(ledger.key("leases"), {work.unit: 1})
+        ledger.redis.set(ledger.key("tick"), ledger.now_ms() - 60_000)
+        ledger.tick(0, 900)
+        assert state(ledger, work.unit) == "leased"
+
+    def test_a_flushed_ledger_does_not_issue_an_old_token(self, ledger: WorkLedger) -> None:
+        ledger.create(JobOptions(), None, "j1")
+        ledger.add("j1", "", 0, 0, shards(0, 1))
+        old = claim(ledger)
+        ledger.redis.flushdb()
+        ledger.create(JobOptions(), None, "j1")
+        ledger.add("j1", "", 0, 0, shards(0, 1))
+        new = claim(ledger)
+        assert new.unit == old.unit and not commit(ledger, old) and commit(ledger, new)
+
+    def test_a_heartbeat_renews_the_living_and_takes_from_the_dead(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 2)
+        living, dead = claim(ledger, pid="1:1"), claim(ledger, pid="2:1")
+        before = ledger.redis.zscore(ledger.key("leases"), living.unit)
+        ledger.redis.zadd(ledger.key("leases"), {living.unit: 1})
+        assert ledger.beat("w1", INFO, [(living.unit, living.fence)], [(dead.unit, dead.fence)]) == []
+        assert ledger.redis.zscore(ledger.key("leases"), living.unit) >= before
+        assert state(ledger, dead.unit) == "due" and not commit(ledger, dead) and commit(ledger, living)
+        (worker,) = ledger.workers()
+        assert (worker.id, worker.node, worker.store, worker.slots) == ("w1", "n1", "s1", 5)
+        assert ledger.store_of("n1") == "s1" and ledger.store_of("n2") is None
+        ledger.bye("w1")
+        assert ledger.workers() == [] and ledger.store_of("n1") == "s1"
+        check(ledger, job)
+
+    def test_a_unit_that_kills_its_workers_is_quarantined(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 2)
+        first, other = claim(ledger), claim(ledger, "w2")
+        ledger.back(first, 0, False, "", None, ())
+        for n in range(DEATHS):
+            assert state(ledger, f"{job}.0") == "due"
+            work = claim(ledger, pid=f"{n}:1")
+            assert work.unit == f"{job}.0"
+            ledger.beat("w1", INFO, [], [(work.unit, work.fence)])
+            check(ledger, job)
+        assert state(ledger, f"{job}.0") == "quarantined"
+        commit(ledger, other)
+        assert ledger.meta(job)["state"] == "failed"
+        ledger.sweep("retry", job)
+        assert claim(ledger).record.deaths == 0 and ledger.meta(job)["failed"] == "0"
+        check(ledger, job)
+
+    def test_a_death_is_forgotten_once_the_unit_is_handed_back(self, ledger: WorkLedger) -> None:
+        submit(ledger, 1)
+        for n in range(DEATHS * 2):
+            work = claim(ledger, pid=f"{n}:1")
+            ledger.beat("w1", INFO, [], [(work.unit, work.fence)])
+            work = claim(ledger, pid=f"{n}:2")
+            ledger.back(work, 0, False, "", None, ())
+        assert state(ledger, work.unit) == "due"
+
+
+INFO = {"node": "n1", "store": "s1", "slots": 5, "connections": [], "version": "1", "free_bytes": 1, "pid": 1}
+
+
+class TestComingBack:
+    def test_later(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 1)
+        work = claim(ledger)
+        assert ledger.back(work, 30, True, "FetchTimeout: no data", done(2), ()) == (True, 0, QUEUE)
+        (record,) = ledger.units(job, ["0"])
+        assert record and (record.state, record.attempts, record.reason) == ("due", 1, "FetchTimeout: no data")
+        assert 29_000 < record.due_ms - ledger.now_ms() <= 30_000
+        assert ledger.claim("w1", "1:1", 9, [QUEUE]) is None and ledger.meta(job)["retries"] == "1"
+        check(ledger, job)
+        ripen(ledger, work.unit)
+        again = claim(ledger)
+        assert (again.unit, again.record.attempts, again.earlier) == (work.unit, 1, done(2))
+        assert happened(ledger, job, "part") == [("part", "0", "")]
+        check(ledger, job)
+
+    def test_it_matures_by_itself(self, ledger: WorkLedger) -> None:
+        submit(ledger, 1)
+        ledger.back(claim(ledger), 0.05, True, "", None, ())
+        assert ledger.claim("w1", "1:1", 9, [QUEUE]) is None
+        ends = time.monotonic() + 5
+        while ledger.claim("w1", "1:1", 9, [QUEUE]) is None:
+            assert time.monotonic() < ends
+
+    def test_a_repeated_back_or_commit_is_one(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 1)
+        work = claim(ledger)
+        for _ in range(3):
+            assert ledger.back(work, 0, True, "x", done(), ()).ok
+        assert ledger.meta(job)["retries"] == "1"
+        work = claim(ledger)
+        for _ in range(3):
+            assert ledger.commit(work, "done", done(2), ()).ok
+        assert (ledger.meta(job)["files_done"], ledger.meta(job)["bytes"]) == ("2", "20")
+        assert len(happened(ledger, job, "shard", "end")) == 2
+        check(ledger, job)
+
+    def test_bytes_of_more_than_32_bits(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 2)
+        for _ in range(2):
+            ledger.commit(claim(ledger), "done", done(3, 7 << 40), ())
+        assert ledger.meta(job)["bytes"] == str(6 * (7 << 40))
+
+    def test_what_comes_back_of_a_cancelled_job_ends_there(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 1)
+        work = claim(ledger)
+        ledger.sweep("cancel", job)
+        assert ledger.progress(work, 1) == "cancelled"
+        assert ledger.back(work, 60, True, "x", done(), ()).ok
+        assert (state(ledger, work.unit), ledger.meta(job)["state"]) == ("cancelled", "cancelled")
+        assert Result.unpacked(ledger.results(job, ["0"])[0]) == done()
+        check(ledger, job)
+
+
+class TestEnding:
+    def test_states_of_a_job(self, ledger: WorkLedger) -> None:
+        for ends, expected in ((["done", "done"], "done"), (["done", "failed"], "failed")):
+            job = submit(ledger, len(ends))
+            for end in ends:
+                assert commit(ledger, claim(ledger), end)
+                check(ledger, *ledger.recent(9))
+            assert ledger.meta(job)["state"] == expected
+            assert happened(ledger, job, "end") == [("end", "", expected)]
+
+    def test_results_and_failures_come_back(self, ledger: WorkLedger) -> None:
+        submit(ledger, 1)
+        work = claim(ledger)
+        result = Result((file(0), file(1)), (Failure("u", "Throttled", "slow", 3, work.unit, "n1", (0, 2), ("slow", 5.0)),))
+        ledger.commit(work, "failed", result, ())
+        (packed,) = ledger.results(work.job, ["0"])
+        assert Result.unpacked(packed) == result
+        assert ledger.meta(work.job)["files_failed"] == "1"
+
+    def test_the_outbox_holds_what_ended_until_it_is_reported(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 2, options=JobOptions(reply=True))
+        assert not ledger.wants_reply(job)
+        for _ in range(2):
+            commit(ledger, claim(ledger))
+        assert ledger.wants_reply(job)
+        members = {f"{job}.0", f"{job}.1", job}
+        assert {m.decode() for m in ledger.redis.zrange(ledger.key("outbox"), 0, -1)} == members
+        tick = ledger.tick(0, 900)
+        assert tick and tick.outbox == []  # whoever committed them gets a moment
+        for member in members:
+            ledger.redis.zadd(ledger.key("outbox"), {member: 1})
+        tick = ledger.tick(0, 900)
+        assert tick and set(tick.outbox) == members
+        ledger.reported(job)
+        tick = ledger.tick(0, 900)
+        assert tick and set(tick.outbox) == members - {job}
+
+    def test_what_is_tried_again_has_no_result_to_report(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 1, options=JobOptions(reply=True))
+        commit(ledger, claim(ledger), "failed")
+        ledger.sweep("retry", job)
+        assert ledger.redis.zcard(ledger.key("outbox")) == 0 and not ledger.wants_reply(job)
+
+    def test_forgetting_leaves_nothing(self, ledger: WorkLedger) -> None:
+        job, _ = ledger.create(JobOptions(), "key")
+        ledger.add(job, "p", 0, 0, [plan()])
+        ledger.seal(job)
+        work = claim(ledger, queues=(PLANS,))
+        ledger.add_planned(work, "2", shards(0, 2))
+        ledger.commit(work, "done", Result(), ())
+        for _ in range(2):
+            work = claim(ledger)
+            ledger.takeoff(work, ["k"])
+            ledger.progress(work, 5)
+            ledger.commit(work, "done", done(), ["k"])
+            ledger.reported(work.unit)
+        ledger.forget(job)
+        left = {k.decode() for k in ledger.redis.scan_iter()}
+        named = {key for key in left if job in key}
+        for key in left - named:
+            kind = ledger.redis.type(key)
+            reads = {b"zset": "zrange", b"set": "smembers", b"hash": "hgetall", b"string": "get"}
+            value = getattr(ledger.redis, reads[kind])(key, *((0, -1) if kind == b"zset" else ()))
+            named |= {key} if job in str(value) else set()
+        assert named == set()
+        own = {ledger.key(*k) for k in [("epoch",), ("fence",), ("queues",), ("vtime", QUEUE), ("vtime", PLANS)]}
+        assert left <= own
+        assert ledger.create(JobOptions(), "key")[0] != job
+
+    def test_a_job_that_came_back_to_life_is_not_forgotten(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 1)
+        commit(ledger, claim(ledger), "failed")
+        ledger.redis.zadd(ledger.key("expire"), {job: 1})
+        tick = ledger.tick(0, 900)
+        assert tick and tick.expired == [job]
+        ledger.sweep("retry", job)
+        ledger.forget(job)
+        assert commit(ledger, claim(ledger)) and ledger.meta(job)["state"] == "done"
+
+
+class TestUnavailable:
+    def test_says_where_without_the_password(self) -> None:
+        ledger = WorkLedger(Settings(ledger_url="redis://:hunter2@127.0.0.1:1/0"), retries=0)
+        with pytest.raises(LedgerUnavailable) as raised:
+            ledger.create(JobOptions(), None)
+        assert "127.0.0.1:1" in str(raised.value) and "hunter2" not in str(raised.value)
+
+    def test_many_at_once_share_out_the_work(self, url: str, ledger: WorkLedger) -> None:
+        job = submit(ledger, 60)
+        settled: list[bool] = []
+
+        def work(name: str) -> None:
+            mine = WorkLedger(Settings(ledger_url=url))
+            while (found := mine.claim(name, "1:1", 9, [QUEUE])) is not None:
+                settled.append(mine.commit(found, "done", done(), ()).ok)
+            mine.close()
+
+        threads = [threading.Thread(target=work, args=(f"w{n}",)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert settled == [True] * 60 and ledger.meta(job)["state"] == "done"
+        check(ledger, job)

@@ -1,0 +1,260 @@
+"""Two clients and three workers do whatever they may to a ledger, in any order; what must hold at any time holds after each step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from ingest.ledger import Claim, Result, WorkLedger
+from ingest.model import TERMINAL_JOB, TERMINAL_SHARD, JobOptions
+from tests.servers.redis import redis_server
+from tests.unit.ledgers import PLANS, QUEUE, check, connect, done, expire, failed, happened, plan, ripen, shards, state
+
+WORKERS = ("w1", "w2", "w3")
+QUEUES = (f"{QUEUE}.n1", QUEUE)
+INFO = {"node": "n1", "store": "s1", "slots": 2, "connections": [], "version": "1", "free_bytes": 1, "pid": 1}
+ANY = st.integers(0, 1 << 16)
+KEYS = ("k", "l")
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """``claims`` are all that were ever given, so that also those of the dead and the late speak up; ``last`` is the only one
+    of a unit that may do anything."""
+
+    url: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger: WorkLedger = connect(self.url)
+        self.other = WorkLedger(self.ledger.settings)  # the second client; it has a connection of its own
+        self.jobs: list[str] = []
+        self.open: list[str] = []
+        self.claims: list[Claim] = []
+        self.last: dict[str, Claim] = {}
+        self.ended: dict[str, str] = {}
+        self.planned: dict[str, int] = {}
+
+    def teardown(self) -> None:
+        self.ledger.close()
+        self.other.close()
+
+    def _is_last(self, work: Claim) -> bool:
+        return self.last.get(work.unit) is work
+
+    # Clients
+
+    @precondition(lambda self: len(self.jobs) < 4)
+    @rule(key=st.sampled_from(["", "a", "b"]), second=st.booleans())
+    def create(self, key: str, second: bool) -> None:
+        job, fresh = (self.other if second else self.ledger).create(JobOptions(), key or None)
+        if job not in self.jobs:
+            assert fresh
+            self.jobs.append(job)
+            self.open.append(job)
+
+    @precondition(lambda self: self.open)
+    @rule(which=ANY, count=st.integers(1, 5), back=st.integers(0, 3), queue=st.sampled_from(QUEUES), planning=st.booleans())
+    def add(self, which: int, count: int, back: int, queue: str, planning: bool) -> None:
+        """Up to ``back`` of them are there already: a submission that was taken up again."""
+        job = self.open[which % len(self.open)]
+        meta = self.ledger.meta(job)
+        if planning:
+            self.ledger.add(job, "p", int(meta["plan_next"]), 0, [plan()])
+        elif int(meta["plan_next"]) == 0:  # else its numbers are the planners'
+            start = max(0, int(meta["next"]) - back)
+            answer = self.ledger.add(job, "", start, 0, shards(start, start + count, queue=queue))
+            assert answer == ("cancelled" if meta.get("cancelled") == "1" else "ok")
+
+    @precondition(lambda self: self.open)
+    @rule(which=ANY, why=st.sampled_from(["", "", "given up"]))
+    def seal(self, which: int, why: str) -> None:
+        job = self.open.pop(which % len(self.open))
+        if not why:  # one that was given up counts a failure more than it has shards
+            self.ledger.seal(job)
+
+    @precondition(lambda self: self.jobs)
+    @rule(which=ANY, verb=st.sampled_from(["cancel", "retry", "retry"]), second=st.booleans())
+    def sweep(self, which: int, verb: str, second: bool) -> None:
+        job = self.jobs[which % len(self.jobs)]
+        before = {r.unit: r.state for r in self.ledger.all_units(job)}
+        (self.other if second else self.ledger).sweep(verb, job)
+        for record in self.ledger.all_units(job):
+            if verb == "retry" and before[record.unit] in {"failed", "quarantined", "cancelled"}:
+                assert record.state == "due"
+                self.last.pop(record.unit, None)  # who held it has nothing to say any more
+                self.ended.pop(record.unit, None)
+            elif verb == "cancel" and before[record.unit] == "due":
+                assert record.state == "cancelled" or self.ledger.meta(job).get("cancelled") != "1"
+            else:
+                assert record.state == before[record.unit]
+
+    @precondition(lambda self: self.jobs)
+    @rule(which=ANY)
+    def forget(self, which: int) -> None:
+        """A job that is not over stays."""
+        job = self.jobs[which % len(self.jobs)]
+        over = self.ledger.meta(job)["state"] in TERMINAL_JOB
+        self.ledger.forget(job)
+        assert bool(self.ledger.redis.exists(self.ledger.key("job", job))) != over
+        if over:
+            self.jobs.remove(job)
+            self.open = [o for o in self.open if o != job]
+
+    # Workers
+
+    @rule(worker=st.sampled_from(WORKERS), pid=st.sampled_from(["1:1", "2:1"]), planning=st.booleans())
+    def claim(self, worker: str, pid: str, planning: bool) -> None:
+        held = {p: (u, f) for u, (p, f) in self.ledger.held(worker).items()}
+        found = self.ledger.claim(worker, pid, 2, [PLANS] if planning else QUEUES)
+        if pid in held:
+            assert found and (found.unit, found.fence) == held[pid], "it has one already, and is given that again"
+        elif found is not None:
+            assert state(self.ledger, found.unit) == "leased" and found.unit not in self.ended
+            assert found.fence not in {c.fence for c in self.claims}, "a token is issued once"
+            self.claims.append(found)
+            self.last[found.unit] = found
+
+    def _some(self, which: int) -> Claim:
+        """Mostly one of the latest, which are the ones that can do something."""
+        return self.claims[-1 - which % min(len(self.claims), 12)]
+
+    @precondition(lambda self: self.claims)
+    @rule(which=ANY, end=st.sampled_from(["done", "done", "failed", "cancelled"]), files=st.integers(0, 3))
+    def commit(self, which: int, end: str, files: int) -> None:
+        work = self._some(which)
+        before = state(self.ledger, work.unit)
+        result = failed(work.unit) if end == "failed" else done(files)
+        settled = self.ledger.commit(work, end, result, KEYS)
+        if not self._is_last(work):
+            assert not settled.ok, "an old token did something"
+        if settled.ok and before not in TERMINAL_SHARD and state(self.ledger, work.unit) != "due":
+            self.ended[work.unit] = end
+            assert self.ledger.results(work.job, [work.number]) == [result.packed()]
+
+    @precondition(lambda self: self.claims)
+    @rule(which=ANY, delay=st.sampled_from([0, 60]), counted=st.booleans(), files=st.none() | st.integers(0, 3))
+    def back(self, which: int, delay: int, counted: bool, files: int | None) -> None:
+        work = self._some(which)
+        settled = self.ledger.back(work, delay, counted, "why", None if files is None else done(files), KEYS)
+        assert self._is_last(work) or not settled.ok, "an old token did something"
+
+    @precondition(lambda self: self.claims)
+    @rule(which=ANY, size=st.integers(0, 99))
+    def progress(self, which: int, size: int) -> None:
+        work = self._some(which)
+        answer = self.ledger.progress(work, size)
+        assert (answer == "lost") == (state(self.ledger, work.unit) != "leased" or not self._is_last(work))
+
+    @precondition(lambda self: self.claims)
+    @rule(which=ANY)
+    def takeoff(self, which: int) -> None:
+        work = self._some(which)
+        answer = self.ledger.takeoff(work, KEYS)
+        assert answer is None or self._is_last(work)
+
+    @precondition(lambda self: any(c.is_plan for c in self.claims))
+    @rule(which=ANY, count=st.integers(0, 3), again=st.booleans())
+    def plan(self, which: int, count: int, again: bool) -> None:
+        plans = [c for c in self.claims if c.is_plan]
+        work = plans[-1 - which % min(len(plans), 4)]
+        before = self.ledger.meta(work.job)["next"] if work.job in self.jobs else "0"
+        cursor = self.planned.get(work.unit, 0) + (not again)
+        answer = self.ledger.add_planned(work, str(cursor), shards(int(before), int(before) + count))
+        if answer == "ok":
+            assert self._is_last(work)
+            added = int(self.ledger.meta(work.job)["next"]) - int(before)
+            assert added == (0 if cursor == self.planned.get(work.unit) else count)
+            self.planned[work.unit] = cursor
+
+    @precondition(lambda self: self.claims)
+    @rule(which=ANY, how=st.sampled_from(["expire", "dead", "ripen", "alive"]))
+    def time_passes(self, which: int, how: str) -> None:
+        work = self._some(which)
+        if how == "expire":
+            expire(self.ledger, work.unit)
+        elif how == "ripen":
+            ripen(self.ledger, work.unit)
+        else:
+            pair = [(work.unit, work.fence)]
+            stop = self.ledger.beat("w1", INFO, *((pair, []) if how == "alive" else ([], pair)))
+            assert how == "dead" or self._is_last(work) or stop == [work.unit]
+
+    @rule(back=st.booleans())
+    def move(self, back: bool) -> None:
+        self.ledger.move(*(QUEUES[::-1] if back else QUEUES), limit=3)
+
+    # What holds
+
+    @invariant()
+    def all_is_consistent(self) -> None:
+        check(self.ledger, *self.jobs)
+
+    @invariant()
+    def what_ended_stays_ended(self) -> None:
+        for unit, end in self.ended.items():
+            assert state(self.ledger, unit) in {end, "gone"}
+
+    @invariant()
+    def the_end_is_said_once_and_last(self) -> None:
+        for job in self.jobs:
+            kinds = [k for k, _, _ in happened(self.ledger, job, "end", "again", "shard")]
+            over = self.ledger.meta(job)["state"] in TERMINAL_JOB
+            assert over == (kinds[-1:] == ["end"]), kinds
+            assert all((a, b) != ("end", "end") for a, b in zip(kinds, kinds[1:], strict=False))
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+def test_whatever_clients_and_workers_do(url: str) -> None:
+    machine = type("Machine", (LedgerMachine,), {"url": url})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=30, stateful_step_count=40, derandomize=True, deadline=None, suppress_health_check=[*HealthCheck]
+        ),
+    )
+
+
+def test_everything_ends_if_somebody_works(url: str) -> None:
+    """From a ledger in disorder, workers that just do their work end every job."""
+    machine = type("Machine", (LedgerMachine,), {"url": url})()
+    ledger = machine.ledger
+    for key in ("a", "b", ""):
+        job, _ = ledger.create(JobOptions(), key or None)
+        ledger.add(job, "", 0, 0, shards(0, 6, queue=QUEUES[len(key)]))
+        ledger.add(job, "p", 0, 0, [plan()])
+        ledger.seal(job)
+        machine.jobs.append(job)
+    work = [ledger.claim(w, f"{n}:1", 9, [PLANS, *QUEUES]) for w in WORKERS for n in range(4)]
+    assert all(work)
+    for n, found in enumerate(work):
+        assert found is not None
+        ledger.takeoff(found, KEYS)
+        [
+            lambda c: expire(ledger, c.unit),
+            lambda c: ledger.back(c, 60, True, "x", done(1), KEYS),
+            lambda c: ledger.back(c, 60, False, "waits", None, KEYS),
+            lambda c: None,
+        ][n % 4](found)
+    ledger.sweep("cancel", machine.jobs[0])
+    ledger.sweep("retry", machine.jobs[0])
+    for turn in range(200):
+        for unit in map(bytes.decode, ledger.redis.zrange(ledger.key("delayed"), 0, -1)):
+            ripen(ledger, unit)
+        found = ledger.claim("w1", f"a{turn}:1", 99, [PLANS, *QUEUES])
+        if found is None:
+            for unit in map(bytes.decode, ledger.redis.zrange(ledger.key("leases"), 0, -1)):
+                expire(ledger, unit)
+            continue
+        assert ledger.commit(found, "done", Result() if found.is_plan else done(), KEYS).ok
+        check(ledger, *machine.jobs)
+    assert [ledger.meta(job)["state"] for job in machine.jobs] == ["done"] * 3
+    machine.teardown()
