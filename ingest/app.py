@@ -99,8 +99,6 @@ def defaults(settings: Settings | None = None) -> dict[str, Any]:
         "worker_max_memory_per_child": 600_000,
         # Importing pyarrow or a cloud SDK on a cold disk takes longer than the default of 4 s.
         "worker_proc_alive_timeout": 60.0,
-        # A second signal, or this many seconds after the first, ends what has not handed its work back.
-        "worker_soft_shutdown_timeout": 20.0,
         # What Flower and `celery events` show.
         "worker_send_task_events": True,
         # Logging is set up by workers.logs (JSON lines, or text on a terminal).

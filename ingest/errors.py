@@ -75,7 +75,8 @@ class UnknownConnection(UsageError):
 
     def __str__(self) -> str:
         known = f"known: {', '.join(self.known)}" if self.known else "none is configured"
-        return f"connection {self.name!r} is unknown ({known}); add [connections.{self.name}] to ingest.toml on the data nodes"
+        where = f"add [connections.{self.name}] to ingest.toml on the data nodes"
+        return f"connection {self.name!r} is unknown ({known}); {where}"
 
 
 class ConfigError(IngestError):
@@ -146,7 +147,8 @@ class WaitTimeout(IngestError, TimeoutError):
 
     def __str__(self) -> str:
         what = f" ({self.waiting_for})" if self.waiting_for else ""
-        return f"job {self.job} is not finished after {self.seconds:g} s{what}; it goes on: attach again with client.job({self.job!r})"
+        again = f"attach again with client.job({self.job!r})"
+        return f"job {self.job} is not finished after {self.seconds:g} s{what}; it goes on: {again}"
 
 
 class JobFailed(IngestError):

@@ -12,7 +12,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -62,8 +62,9 @@ class Record:
 class Source(Record):
     """One URI to fetch: a file, a brace range (``a-{000..127}.tar``), a glob, or a prefix (trailing ``/``).
 
-    ``digest`` is ``"sha256:<hex>"`` (or md5, sha1, sha384, sha512, blake2b, blake3, crc32c); ``size`` is in bytes. Both only make sense
-    for a single file. ``connection`` names a profile in the data node's ``ingest.toml``; credentials never travel.
+    ``digest`` is ``"sha256:<hex>"`` (or md5, sha1, sha384, sha512, blake2b, blake3, crc32c); ``size`` is in bytes.
+    Both only make sense for a single file. ``connection`` names a profile in the data node's ``ingest.toml``;
+    credentials never travel.
     """
 
     uri: str
@@ -98,7 +99,8 @@ class Sql(Record):
 
 @dataclass(frozen=True)
 class Manifest(Record):
-    """A file that lists sources, at any URI: one URI a line (txt), or jsonl/csv with ``uri``, ``digest`` and ``size``."""
+    """A file that lists sources, at any URI: one URI a line (txt), or jsonl/csv with ``uri``, ``digest`` and
+    ``size``."""
 
     uri: str
     format: str | None = None
@@ -143,7 +145,8 @@ class FileRecord(Record):
     """One published file. ``path`` is relative to the root of store ``store``, which its node has mounted at ``root``;
     ``digest`` is of the bytes on disk.
 
-    ``samples`` is known for tar, Parquet and JSON Lines. ``into`` is the absolute path of the copy that ``into=`` asked for.
+    ``samples`` is known for tar, Parquet and JSON Lines. ``into`` is the absolute path of the copy that ``into=``
+    asked for.
     """
 
     source: int
@@ -176,7 +179,8 @@ class Failure(Record):
 
     def __str__(self) -> str:
         where = f" on node {self.node}" if self.node else ""
-        return f"{self.source}: {self.reason} ({self.error} after {self.attempts} attempt{'s' * (self.attempts != 1)}{where})"
+        tries = f"{self.attempts} attempt{'s' * (self.attempts != 1)}"
+        return f"{self.source}: {self.reason} ({self.error} after {tries}{where})"
 
     def exception(self) -> FetchError:
         """The typed error again, for those who want to raise it."""
@@ -276,10 +280,13 @@ def check_source_text(uri: str) -> None:
         )
     if parts.scheme in {"http", "https"} and not parts.hostname:
         raise BadSource(uri, "has no host")
+    if parts.scheme == "s3" and not parts.netloc:
+        raise BadSource(uri, "has no bucket; write s3://BUCKET/KEY")
 
 
 def pack(records: Iterable[Record]) -> bytes:
-    """Records as compressed JSON, the form in which lists of files travel (about 12 bytes for a URL of a regular list)."""
+    """Records as compressed JSON, the form in which lists of files travel (about 12 bytes for a URL of a regular
+    list)."""
     return pack_json([r.to_json() for r in records])
 
 
@@ -299,7 +306,7 @@ def unpack(cls: type[T], data: bytes) -> list[T]:
 
 def as_sources(given: str | AnySource | Sequence[str | AnySource]) -> list[AnySource]:
     """What a user passes to submit, as a list of sources; a lone string or source is a list of one."""
-    if isinstance(given, str | Source | Sql | Manifest):
+    if isinstance(given, str | Source | Sql | Manifest) or not isinstance(given, Iterable):
         given = [given]
     out: list[AnySource] = []
     for item in given:

@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -50,7 +51,7 @@ class Limits:
     def __post_init__(self) -> None:
         ladder = [("connect_s", self.connect_s), ("stall_s", self.stall_s), ("soft_s", self.soft_s)]
         ladder += [("hard_s", self.hard_s), ("visibility_s", self.visibility_s)]
-        for (low, a), (high, b) in zip(ladder, ladder[1:], strict=False):
+        for (low, a), (high, b) in pairwise(ladder):
             if not 0 < a < b:
                 raise ConfigError("[limits]", f"{low} ({a:g}) must be above 0 and below {high} ({b:g})")
         if not self.renew_s * 3 <= self.lease_s <= 12:
@@ -175,11 +176,11 @@ class Settings:
         """
         if name is not None:
             return self.connections[name]
-        matching = [c for c in self.connections.values() if c.match and _under(uri, c.match)]
+        matching = [c for c in self.connections.values() if c.match and is_under(uri, c.match)]
         return max(matching, key=lambda c: len(c.match or ""), default=None)
 
 
-def _under(uri: str, prefix: str) -> bool:
+def is_under(uri: str, prefix: str) -> bool:
     """Whether a URI lies under a prefix: ``https://data.corp`` is no prefix of ``https://data.corp.evil.com/``."""
     rest = uri[len(prefix) :]
     return uri.startswith(prefix) and (not rest or prefix.endswith("/") or rest[0] in "/:?#")
@@ -340,7 +341,7 @@ def _top(data: Mapping[str, Any], where: str, env: Mapping[str, str]) -> dict[st
     for key in ("redis_url", "broker_url", "result_url", "ledger_url"):
         check_redis_url(values[key], at.get(key, key))
     values.setdefault("node", socket.gethostname() or "localhost")
-    if not _NAME.fullmatch(values["node"]):
+    if not is_node_name(values["node"]):
         raise ConfigError(at.get("node", "INGEST_NODE"), f"{values['node']!r} must be letters, digits, '_', '.' or '-'")
     values.setdefault("concurrency", max(4, os.cpu_count() or 1) + 1)
     if values["concurrency"] < 2:
@@ -367,11 +368,17 @@ def _from_env(section: str, env: Mapping[str, str]) -> dict[str, Any]:
     return {"root": Path(env["INGEST_STORE"])} if section == "store" and env.get("INGEST_STORE") else {}
 
 
+def is_node_name(name: str) -> bool:
+    """Whether a node may be called so: its name becomes part of queue and file names."""
+    return bool(_NAME.fullmatch(name))
+
+
 def check_redis_url(url: str, where: str) -> None:
     """Raises :class:`ConfigError` for a URL that redis-py could not open."""
     try:
         parts = urlsplit(url)
-        ok = parts.scheme in {"redis", "rediss", "unix", "redis+socket"} and (parts.port is None or parts.port > 0)
+        # No Unix sockets: Celery, kombu and redis-py each write them differently.
+        ok = parts.scheme in {"redis", "rediss"} and (parts.port is None or parts.port > 0)
     except ValueError:
         ok = False
     if not ok:

@@ -8,15 +8,17 @@ some must wait.
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 
-from ingest.errors import FetchError, NodeUnfit, PermanentFetchError, TransientFetchError
+from ingest.errors import FetchError, FetchTimeout, NodeUnfit, PermanentFetchError, TransientFetchError
 from ingest.ledger import Claim, Result, Settled, WorkLedger
 from ingest.model import Failure, FileRecord, FileSpec, unpack
 from workers import node as here
@@ -136,27 +138,52 @@ def _transfer_all(
             return error
 
     def take(spec: FileSpec, found: FileRecord | FetchError | Interrupted) -> None:
+        if isinstance(found, Interrupted):
+            outcome.stopped = outcome.stopped or found.why
+            if found.why != "slice" or not (found.wasted or _past_deadline(transfer, claim)):
+                return
+            found = FetchTimeout(spec.uri, _too_long(transfer, found))
         if isinstance(found, FileRecord):
             outcome.files.append(found)
-        elif isinstance(found, Interrupted):
-            outcome.stopped = outcome.stopped or found.why
         elif isinstance(found, TransientFetchError) and not _final(transfer, claim, found):
             outcome.transient.append((spec, found))
         else:
             outcome.failures.append(failure_of(transfer.node, claim, spec.uri, (spec.source, spec.part), found))
 
-    parallel = min(transfer.node.settings.http.parallel, len(specs))
-    if parallel <= 1:
+    if len(specs) == 1 or transfer.node.settings.http.parallel == 1:
         for spec in specs:
             take(spec, one(spec))
         return
-    with ThreadPoolExecutor(parallel, thread_name_prefix="fetch") as pool:
-        try:
-            for spec, found in zip(specs, pool.map(one, specs), strict=True):
-                take(spec, found)
-        except SoftTimeLimitExceeded:
-            control.interrupt("slice")
-            raise
+    futures = [_threads(os.getpid(), transfer.node.settings.http.parallel).submit(one, spec) for spec in specs]
+    try:
+        for spec, future in zip(specs, futures, strict=True):
+            try:
+                take(spec, future.result())
+            except SoftTimeLimitExceeded:
+                control.interrupt("slice")
+                take(spec, future.result())
+    finally:
+        wait(futures)  # nobody works on for a claim that is settled
+
+
+@lru_cache(maxsize=1)
+def _threads(pid: int, parallel: int) -> ThreadPoolExecutor:
+    """This process's threads, kept from shard to shard: each keeps its connections."""
+    return ThreadPoolExecutor(parallel, thread_name_prefix="fetch")
+
+
+def _too_long(transfer: Transfer, stop: Interrupted) -> str:
+    limits = transfer.node.settings.limits
+    if not stop.wasted:
+        return "did not arrive before the job's deadline"
+    return (
+        f"took longer than the time slice of {limits.soft_s:g} s, and what came cannot be continued (the origin "
+        "gives no strong ETag with ranges, or it is a query); raise [limits] soft_s and hard_s, or cut it into more partitions"
+    )
+
+
+def _past_deadline(transfer: Transfer, claim: Claim) -> bool:
+    return claim.age_s >= (claim.options.deadline_s or transfer.node.settings.retry.deadline_s)
 
 
 def _final(transfer: Transfer, claim: Claim, error: FetchError) -> bool:
@@ -183,12 +210,8 @@ def _settle(
         return Settled(False, 0, ""), "lost", "the lease was lost: another worker has it, or its job is gone"
     if outcome.stopped == "cancelled":
         return ledger.commit(claim, "cancelled", result, control.flights), "cancelled", "its job was cancelled"
-    if outcome.stopped:
+    if outcome.stopped and not outcome.transient:
         reason = "handed back at shutdown" if outcome.stopped == "stopping" else "time slice over, handed back"
-        if outcome.stopped == "slice" and control.bytes == 0:
-            return _later(
-                node, ledger, claim, result, control, FLIGHT_WAIT_S, True, "nothing came within the time slice"
-            )
         return _later(node, ledger, claim, result, control, 0, False, reason)
     if outcome.transient:
         policy, attempt = node.settings.retry, claim.record.attempts + 1

@@ -16,6 +16,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 
 from ingest.app import FETCH_QUEUE
+from ingest.braces import expand_braces
 from ingest.doorbell import ring
 from ingest.errors import BadResponse, FetchError, NodeUnfit, NothingMatched, TransientFetchError, UsageError
 from ingest.ledger import Claim, NewUnit, Result, Settled, WorkLedger, batched
@@ -24,6 +25,7 @@ from ingest.model import (
     Failure,
     FileSpec,
     Manifest,
+    Source,
     check_source_text,
     parse_digest,
     source_from_json,
@@ -187,10 +189,19 @@ def _expand(transfer: Transfer, source: AnySource, index: int, on_bad: OnBad) ->
     if isinstance(source, Manifest):
         listed = _from_manifest(transfer, source, on_bad)
     else:
-        name, context = transfer.context(source.uri, source.connection)
-        fetcher = transfer.fetcher(source.uri)
-        listed = (dataclasses.replace(spec, connection=name) for spec in fetcher.expand(source, context))
+        listed = _from_origin(transfer, source)
     return (dataclasses.replace(spec, source=index) for spec in listed)
+
+
+def _from_origin(transfer: Transfer, source: AnySource) -> Iterator[FileSpec]:
+    """What the origin lists of each URI that the braces of a pattern stand for, one after the other."""
+    part = 0
+    for uri in expand_braces(source.uri) if isinstance(source, Source) else [source.uri]:
+        one = dataclasses.replace(source, uri=uri) if isinstance(source, Source) else source
+        name, context = transfer.context(uri, source.connection)
+        for spec in transfer.fetcher(uri).expand(one, context):
+            yield dataclasses.replace(spec, connection=name, part=part)
+            part += 1
 
 
 def _from_manifest(transfer: Transfer, source: Manifest, on_bad: OnBad) -> Iterator[FileSpec]:

@@ -19,7 +19,7 @@ def delay_s(policy: Retry, error: TransientFetchError, attempt: int) -> float:
     if isinstance(error, NodeUnfit):
         return UNFIT_DELAY_S
     ceiling = min(policy.cap_s, policy.base_s * 2 ** min(attempt, 30))
-    jitter = random.uniform(0, ceiling)  # noqa: S311 - spreading load, not keeping secrets
+    jitter = random.uniform(0, ceiling)
     if isinstance(error, Throttled) and error.retry_after_s is not None:
         return min(error.retry_after_s, policy.retry_after_cap_s) + jitter
     return jitter

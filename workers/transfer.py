@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 
+from billiard.exceptions import SoftTimeLimitExceeded
+
 from ingest.dataset.formats import count_samples
-from ingest.errors import FetchError, PermanentFetchError, StoreError, TransientFetchError
+from ingest.errors import EgressDenied, FetchError, PermanentFetchError, StoreError, TransientFetchError
 from ingest.model import FileRecord, FileSpec, JobOptions
 from ingest.names import base_name
+from ingest.settings import Connection, is_under
 from ingest.store import Store, Stored, link_into
 from workers.control import Control
 from workers.fetchers import fetcher_for
@@ -41,7 +45,10 @@ class Transfer:
                 f"connection {name!r} is not configured on node {settings.node}; "
                 f"add [connections.{name}] to its ingest.toml",
             ) from None
-        return (connection.name if connection else None), Context(settings, connection)
+        if connection is None:
+            return None, Context(settings)
+        _check_match(uri, connection)
+        return connection.name, Context(settings, connection)
 
     @staticmethod
     def fetcher(uri: str) -> Fetcher:
@@ -76,7 +83,12 @@ class Transfer:
         limit = self._options.max_bytes or self.node.settings.store.max_file_bytes
         try:
             with store.scratch(key, spec, on_bytes=self._control.advance, max_bytes=limit) as scratch:
-                fetched = self.fetcher(spec.uri).fetch(spec, scratch, known, context)
+                try:
+                    fetched = self.fetcher(spec.uri).fetch(spec, scratch, known, context)
+                except SoftTimeLimitExceeded:
+                    raise Interrupted("slice", wasted=scratch.journal is None) from None
+                except Interrupted as stop:
+                    raise Interrupted(stop.why, wasted=scratch.journal is None) from None
                 if fetched is None:
                     assert stored is not None
                     store.confirm(key, stored)
@@ -117,12 +129,32 @@ class Transfer:
     def _link(self, spec: FileSpec, stored: Stored) -> str | None:
         if self._options.into is None:
             return None
+        self._check_roots(spec, self._options.into)
         try:
             path = self.node.store.path_of(stored.path)
             name = spec.name or Path(stored.path).name or base_name(spec.uri)
             return str(link_into(path, Path(self._options.into), name, self.key(spec)[:8]))
         except StoreError as error:
             raise PermanentFetchError(spec.uri, str(error)) from error
+
+    def _check_roots(self, spec: FileSpec, into: str) -> None:
+        """``[files] roots``, where set, bound what this node's users may write as they bound what they may read."""
+        roots = self.node.settings.file_roots
+        real = Path(os.path.realpath(into))
+        if roots and not any(real.is_relative_to(os.path.realpath(root)) for root in roots):
+            raise EgressDenied(spec.uri, f"into={into} is outside the [files] roots of node {self.node.settings.node}")
+
+
+def _check_match(uri: str, connection: Connection) -> None:
+    """A profile's credentials go where its ``match`` says and nowhere else: whoever names it chooses the URI. S3 and
+    SQL profiles speak to their own endpoint, whatever the URI."""
+    if connection.match is None:
+        if uri.partition("://")[0].lower() in {"http", "https"}:
+            raise EgressDenied(
+                uri, f'connection {connection.name!r} names no URIs to be used for: add match = "https://…/"'
+            )
+    elif not is_under(uri, connection.match):
+        raise EgressDenied(uri, f"connection {connection.name!r} is for URIs under {connection.match} only")
 
 
 def _count(path: Path, name: str) -> int | None:

@@ -43,8 +43,20 @@ class _Lazy(click.Group):
         return command
 
 
+def _version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
+    if not asked:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        click.echo(f"ingest {version('ingest')}")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        click.echo("ingest, not installed")
+    ctx.exit()
+
+
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="ingest")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 def cli() -> None:
     """Bring training data to local disk: submit, watch and read download jobs."""
 

@@ -1,16 +1,13 @@
-"""``ingest demo``: the main job on this machine, from origins to a trained model. What it is made of is in ``ingest.demo``."""
+"""``ingest demo``: the main job on this machine, from origins to a trained model; its parts are in ``ingest.demo``."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -20,6 +17,7 @@ from ingest.cli import complain
 from ingest.cli.output import json_option, show_json
 from ingest.client import Job
 from ingest.demo import stage
+from ingest.demo.interrupts import Interrupts
 from ingest.errors import IngestError
 
 if TYPE_CHECKING:
@@ -42,15 +40,17 @@ def demo(as_json: bool) -> None:
 
     console = Console(stderr=True, quiet=as_json)
     with (
-        _Interrupts() as interrupts,
+        Interrupts() as interrupts,
         tempfile.TemporaryDirectory(prefix="ingest-demo-", ignore_cleanup_errors=True) as name,
     ):
         folder = Path(name)
         try:
             made = _play(folder, begun, interrupts, console)
         except (IngestError, OSError):
+            interrupts.check()
             _show_log(folder)
             raise
+        interrupts.check()
         if made.unexpected:
             _show_log(folder)
         if as_json:
@@ -63,22 +63,24 @@ def demo(as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _play(folder: Path, begun: float, interrupts: _Interrupts, console: Console) -> Report:
+def _play(folder: Path, begun: float, interrupts: Interrupts, console: Console) -> Report:
     """All of it, from the first process to the last; none is left when it returns."""
     with contextlib.ExitStack() as stack:
         said = stack.enter_context(console.status("starting an HTTP server, an S3 server and a database"))
-        origins = stack.enter_context(stage.started_origins(folder))
+        with interrupts.held():  # a process whose start is broken off would not be known, and be left
+            origins = stack.enter_context(stage.started_origins(folder))
         with interrupts.held():  # an import that is broken off can come back as any error, or as none
             from ingest.demo import report, train
         addresses = origins.addresses()
         said.update("starting Redis and a data node")
-        client = stack.enter_context(stage.started_service(folder, addresses))
+        with interrupts.held():
+            client = stack.enter_context(stage.started_service(folder, addresses, interrupts))
         stack.callback(interrupts.ignore)
         asked = report.sources(addresses)
         submitted = time.monotonic()
         job = client.submit(asked, name="demo")
         said.update("waiting for the first batch")
-        trained = train.train(job, submitted, _teller(job, said))
+        trained = train.train(job, submitted, interrupts, _teller(job, said))
         job.wait(timeout=_END_S)
         made = report.make(client, job, asked, trained, time.monotonic() - begun)
         said.update("stopping all of it")
@@ -103,48 +105,3 @@ def _teller(job: Job, said: Status) -> Callable[[int, float], None]:
 def _show_log(folder: Path) -> None:
     if lines := stage.worker_log(folder):
         click.echo(f"the end of the worker's log:\n{lines}", err=True)
-
-
-class _Interrupts:
-    """Ctrl-C, SIGTERM and a closed terminal as one KeyboardInterrupt, after which nothing disturbs the cleaning up."""
-
-    def __init__(self) -> None:
-        self._pid = os.getpid()
-        self._holding = self._due = self._over = False
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> _Interrupts:
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            before = signal.getsignal(signum)
-            if before is not signal.SIG_IGN:  # under nohup it stays ignored
-                self._before[signum] = before
-                signal.signal(signum, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for signum, before in self._before.items():
-            signal.signal(signum, before)
-
-    def ignore(self) -> None:
-        self._over = True
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """An interrupt that comes within the block is raised at its end."""
-        self._holding = True
-        yield
-        self._holding = False
-        if self._due:
-            raise KeyboardInterrupt
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:
-            # A DataLoader worker, forked with this handler: Ctrl-C goes to the whole group, and we end it in order.
-            if signum != signal.SIGINT:
-                signal.signal(signum, signal.SIG_DFL)
-                signal.raise_signal(signal.Signals(signum))
-        elif self._holding:
-            self._due = self._over = True
-        elif not self._over:
-            self._over = True
-            raise KeyboardInterrupt

@@ -17,7 +17,8 @@ from ingest.cli.output import json_option, show_json
 from ingest.cli.watch import follow
 from ingest.client import Client
 from ingest.client.submission import check
-from ingest.errors import LedgerUnavailable, UsageError
+from ingest.embedded.ports import answers
+from ingest.errors import LedgerUnavailable, UsageError, WaitTimeout
 from ingest.ledger import JobLedger
 from ingest.settings import current
 
@@ -56,10 +57,25 @@ def fetch(
     for source in sources:
         check(source)
     console = Console(stderr=True)
-    with service(console) as client:
+    with service(console) as (client, stays):
         job = client.submit(sources, into=into, placement=placement, fresh_s=fresh_s)
         end = time.monotonic() + timeout_s
-        follow(job, timeout_s, console)
+        try:
+            follow(job, timeout_s, console)
+        except KeyboardInterrupt:
+            if stays:
+                complain(f"job {job.id} goes on: see `ingest watch {job.id}`, or stop it with `ingest cancel {job.id}`")
+            else:
+                complain("stopping the service that was started for this command")
+            raise
+        except WaitTimeout as error:
+            if stays:
+                raise
+            what = f" ({error.waiting_for})" if error.waiting_for else ""
+            complain(
+                f"not finished after {timeout_s:g} s{what}; the service that was started for it ends, and so does the job"
+            )
+            raise click.exceptions.Exit(1) from None
         files = job.files(timeout=max(1.0, end - time.monotonic()))
         failures = job.failures()
         if as_json:
@@ -76,8 +92,8 @@ def fetch(
 
 
 @contextlib.contextmanager
-def service(console: Console) -> Iterator[Client]:
-    """A client of the service that answers, else of one that lives as long as this block.
+def service(console: Console) -> Iterator[tuple[Client, bool]]:
+    """A client of the service that answers, and True; else of one that lives as long as this block, and False.
 
     A Redis that is configured on another machine and does not answer is an error, not a reason to start one here.
     """
@@ -85,10 +101,10 @@ def service(console: Console) -> Iterator[Client]:
     try:
         JobLedger(settings, retries=0).ping()
     except LedgerUnavailable:
-        if urlsplit(settings.ledger_url).hostname not in LOOPBACK:
+        if urlsplit(settings.ledger_url).hostname not in LOOPBACK or answers(settings.ledger_url):
             raise
     else:
-        yield Client()
+        yield Client(), True
         return
     from ingest.embedded.service import EmbeddedService, embedded_service
 
@@ -99,4 +115,4 @@ def service(console: Console) -> Iterator[Client]:
         "[dim]no service answers here; starting one for this command (`ingest up` keeps one)[/]", highlight=False
     )
     with embedded_service(ready) as started:
-        yield Client(started.redis_url)
+        yield Client(started.redis_url), False

@@ -15,11 +15,11 @@ from ingest.client.follow import Deadline
 from ingest.client.job import Job
 from ingest.client.submission import Unit, check, cut, positive
 from ingest.doorbell import ring
-from ingest.errors import JobFailed, NoDataNode, StoreError, UnknownConnection, UsageError
+from ingest.errors import JobFailed, NoDataNode, StoreError, UnknownConnection, UnknownJob, UsageError
 from ingest.ledger import JobLedger, NewUnit, WorkerInfo, batched
 from ingest.model import AnySource, JobOptions, as_sources
 from ingest.placement import choose_queue
-from ingest.settings import Settings, check_redis_url, current
+from ingest.settings import Settings, check_redis_url, current, is_node_name
 from ingest.store import Store
 
 
@@ -78,8 +78,8 @@ class Client:
             ("max_bytes", max_bytes),
         ):
             positive(field, value)
-        if fresh_s is not None and fresh_s < 0:
-            raise UsageError(f"fresh_s={fresh_s!r} must be 0 or more")
+        if fresh_s is not None and not (isinstance(fresh_s, int | float) and fresh_s >= 0):
+            raise UsageError(f"fresh_s={fresh_s!r} must be a number of seconds, 0 or more")
         workers = self._workers(require_node)
         self._check_connections(wanted, workers)
         options = JobOptions(
@@ -148,7 +148,10 @@ class Client:
         for kind, run in itertools.groupby(units, key=lambda unit: "p" if unit.source else ""):
             for batch in batched(run):
                 made = [_new_unit(job, unit, options, nodes) for unit in batch]
-                if self.ledger.add(job, kind, numbers[kind], batch[-1].index, [new for new, _ in made]) != "ok":
+                answer = self.ledger.add(job, kind, numbers[kind], batch[-1].index, [new for new, _ in made])
+                if answer == "unknown":
+                    raise UnknownJob(job)  # the ledger was wiped meanwhile
+                if answer != "ok":
                     return  # cancelled meanwhile
                 numbers[kind] += len(made)
                 ring(bells, Counter(queue for _, queue in made))
@@ -174,6 +177,8 @@ class Client:
         here = sorted({w.node for w in workers if store is not None and w.store == store.id})
         if placement is None:
             return f"node:{here[0]}" if here else "any"
+        if placement == "spread" and not workers:
+            raise NoDataNode("placement 'spread'")
         if placement in {"any", "spread"}:
             return placement
         if placement == "here":
@@ -181,6 +186,8 @@ class Client:
                 raise NoDataNode(f"placement 'here': no live node has the store {self.settings.store.root}")
             return f"node:{here[0]}"
         node = placement.removeprefix("node:")
+        if not is_node_name(node):
+            raise UsageError(f"placement={placement!r} must be here, any, spread or the name of a node")
         if require_node and node not in {w.node for w in workers}:
             raise NoDataNode(f"placement {node!r} (alive: {', '.join(sorted({w.node for w in workers})) or 'none'})")
         return f"node:{node}"

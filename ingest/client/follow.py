@@ -11,6 +11,8 @@ from ingest.ledger import JobLedger
 #: How long a follower puts up with a ledger that does not answer before it says so. Redis restarting with a large
 #: append-only file takes tens of seconds.
 PATIENCE_S = 60.0
+#: A wait is made of shorter ones: a deadline may be years away, or infinite.
+LOOK_S = 60.0
 
 
 class Deadline:
@@ -48,7 +50,7 @@ class EventStream:
         deadline = Deadline(timeout_s)
         while True:
             try:
-                rows = self.ledger.events(self.job, self._after, int(deadline.left_s * 1000))
+                rows = self.ledger.events(self.job, self._after, int(min(deadline.left_s, LOOK_S) * 1000))
                 if not rows:
                     self.ledger.meta(self.job)
                 self._silent_since = None

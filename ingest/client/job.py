@@ -101,7 +101,7 @@ class Job:
                     for record in Result.unpacked(packed).files:
                         if (record.source, record.part) not in seen[n]:
                             seen[n].add((record.source, record.part))
-                            yield LocalFile.of(record, self._store)
+                            yield LocalFile.of(record, self._here())
             for event in events:
                 if event["k"] == "shard" and event["s"] == "done":
                     seen.pop(event["n"], None)  # nothing of it comes again
@@ -126,7 +126,8 @@ class Job:
         self.wait(timeout)
         found = [record for result in self._results() for record in result.files]
         found.sort(key=lambda record: (record.source, record.part))
-        return [LocalFile.of(record, self._store) for record in found]
+        here = self._here()
+        return [LocalFile.of(record, here) for record in found]
 
     def paths(self, timeout: float | None = None) -> list[Path]:
         """The absolute paths of :meth:`files`. Raises as :attr:`LocalFile.path`."""
@@ -154,8 +155,10 @@ class Job:
                 error, reason = ("Cancelled", "the job was cancelled") if cancelled else ("Quarantined", record.reason)
                 tries = record.attempts if cancelled else record.deaths
                 for spec in specs:
-                    if (spec.source, spec.part) not in arrived:
-                        yield Failure(spec.uri, error, reason, tries, record.unit, index=(spec.source, spec.part))
+                    # The piece of planning of a source lists it as its own first.
+                    place = (record.source if ".p" in record.unit else spec.source, spec.part)
+                    if place not in arrived:
+                        yield Failure(spec.uri, error, reason, tries, record.unit, index=place)
 
     def _results(self) -> Iterator[Result]:
         meta = self._ledger.meta(self.id)
@@ -181,11 +184,16 @@ class Job:
 
     def reader(self) -> JobReader:
         """The job in its global order, over a connection of its own: what a dataset reads."""
-        return JobReader(JobLedger(self._settings), self.id, self._store or Store.attach(self._settings.store))
+        return JobReader(JobLedger(self._settings), self.id, self._here())
 
     def _deadline(self, timeout: float | None) -> Deadline:
         positive("timeout", timeout)
         return Deadline(self._settings.limits.wait_s if timeout is None else timeout)
+
+    def _here(self) -> Store | None:
+        """The store of this machine. The first data node here makes it, perhaps after this handle was made."""
+        self._store = self._store or Store.attach(self._settings.store)
+        return self._store
 
     def _why(self) -> str:
         status = self.status()

@@ -38,6 +38,8 @@ def check(source: AnySource) -> None:
     if isinstance(source, Sql):
         _check_sql(source)
         return
+    if not isinstance(source.uri, str):
+        raise UsageError(f"{source.uri!r} is no URI: write it as text, a local path as file:///path")
     check_source_text(source.uri)
     scheme = source.uri.partition("://")[0].lower()
     if scheme not in {"http", "https", "s3"}:
@@ -51,7 +53,7 @@ def check(source: AnySource) -> None:
             source.uri,
             "HTTP cannot list: name the files, use a brace range like a-{000..127}.tar, or an ingest.Manifest",
         )
-    many = needs_origin(source) or count_braces(source.uri) != 1
+    many = count_braces(source.uri) != 1 or needs_origin(source)
     if source.digest is not None or source.size is not None:
         if many:
             raise BadSource(source.uri, "a digest or size belongs to one file, and this is a range or pattern of many")
@@ -121,5 +123,5 @@ def cut(sources: Sequence[AnySource], wanted: int | None) -> Iterator[Unit]:
 
 def positive(name: str, value: float | None) -> None:
     """Raises :class:`UsageError` for a limit that would mean nothing."""
-    if value is not None and not value > 0:
-        raise UsageError(f"{name}={value!r} must be above 0")
+    if value is not None and not (isinstance(value, int | float) and value > 0):
+        raise UsageError(f"{name}={value!r} must be a number above 0")

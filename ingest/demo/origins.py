@@ -26,7 +26,7 @@ BUCKET = "digits"
 #: moto takes any, but none is not taken.
 KEY, SECRET = "demo", "demo-secret"
 #: Bytes a second and connection. Loopback would send the whole dataset before the first step of training.
-PACE = 300_000
+PACE = 400_000
 
 _BLOCK = 32_768
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")

@@ -51,7 +51,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Seconds are from the moment the job was submitted, except ``seconds``: that is the whole demo."""
+    """Seconds are from the moment the job was submitted, except ``seconds``: those are from the start
+    of the command to the end of the training. ``unexpected`` says, a sentence each, what is not as it should be."""
 
     seconds: float
     status: JobStatus

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ingest.client import Client
 from ingest.demo import origins
+from ingest.demo.interrupts import Interrupts
 from ingest.embedded import EmbeddedService, embedded_service
 from ingest.embedded.bound import bound
 from ingest.errors import ServiceFailed
@@ -77,8 +78,9 @@ def started_origins(folder: Path) -> Iterator[Origins]:
 
 
 @contextlib.contextmanager
-def started_service(folder: Path, addresses: Mapping[str, str]) -> Iterator[Client]:
-    """A client of a Redis and a worker that know the origins, with store and logs in ``folder``."""
+def started_service(folder: Path, addresses: Mapping[str, str], interrupts: Interrupts) -> Iterator[Client]:
+    """A client of a Redis and a worker that know the origins, with store and logs in ``folder``. Start it with the
+    interrupts held: they are looked at where nothing is half done."""
     config = folder / "ingest.toml"
     s3 = {"endpoint": addresses["s3"], "key": origins.KEY, "secret": origins.SECRET, "region": "us-east-1"}
     config.write_text(_table("connections.demo-s3", s3) + _table("connections.demo-sql", {"url": addresses["sql"]}))
@@ -94,6 +96,7 @@ def started_service(folder: Path, addresses: Mapping[str, str]) -> Iterator[Clie
     }
 
     def ready(service: EmbeddedService) -> bool:
+        interrupts.check()
         return bool(Client(settings=load(service.env)).workers())
 
     with embedded_service(ready, data=_service(folder), env=env, ready_s=_READY_S) as service:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import warnings
 from collections import Counter
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 from ingest.client import Job
 from ingest.dataset import StreamingDataset
 from ingest.demo import data
+from ingest.demo.interrupts import Interrupts
 from ingest.errors import ServiceFailed
 
 BATCH = 32
@@ -39,12 +41,13 @@ class Trained:
     accuracy: float
 
 
-def train(job: Job, submitted: float, stepped: Callable[[int, float], None]) -> Trained:
+def train(job: Job, submitted: float, interrupts: Interrupts, stepped: Callable[[int, float], None]) -> Trained:
     """One pass over all samples of the job. ``submitted`` is :func:`time.monotonic` of then; ``stepped(steps, loss)``
     is called after each step. Raises what the dataset raises, but not for a source that failed."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # for so small a network more threads only wait for each other, and for everybody else
     model = _model()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    learn = _Momentum(model)
     losses: list[float] = []
     step_s: list[float] = []
     seen: Counter[str] = Counter()
@@ -52,12 +55,12 @@ def train(job: Job, submitted: float, stepped: Callable[[int, float], None]) -> 
     # One process reads the job, whatever a launcher has put into the environment.
     dataset = StreamingDataset(job, decode=True, on_failure="skip", timeout=_STALL_S, rank=0, world_size=1)
     try:
-        for pictures, labels, kinds in _batches(dataset):
+        for pictures, labels, kinds in _batches(dataset, interrupts):
             first_batch_s = first_batch_s or time.monotonic() - submitted
             loss = nn.functional.cross_entropy(model(pictures), labels)
-            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimizer.step()
+            learn()
+            interrupts.check()
             seen += kinds
             losses.append(loss.item())
             step_s.append(time.monotonic() - submitted)
@@ -65,6 +68,25 @@ def train(job: Job, submitted: float, stepped: Callable[[int, float], None]) -> 
     finally:
         dataset.close()
     return Trained(first_batch_s, step_s, losses, seen, _accuracy(model))
+
+
+class _Momentum:
+    """Gradient descent with momentum. torch.optim would do it, but its first use imports torch's compiler: that takes
+    two seconds, and leaves a directory among the temporary files."""
+
+    def __init__(self, model: nn.Module, rate: float = 0.02, momentum: float = 0.9) -> None:
+        self._parameters = list(model.parameters())
+        self._velocities = [torch.zeros_like(parameter) for parameter in self._parameters]
+        self._rate, self._momentum = rate, momentum
+
+    def __call__(self) -> None:
+        """One step along the gradients, which are then forgotten."""
+        with torch.no_grad():
+            for parameter, velocity in zip(self._parameters, self._velocities, strict=True):
+                if parameter.grad is not None:
+                    velocity.mul_(self._momentum).add_(parameter.grad)
+                    parameter.sub_(velocity, alpha=self._rate)
+                    parameter.grad = None
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
@@ -76,12 +98,14 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
 
 
 def quiet(worker: int) -> None:
-    """In a DataLoader worker: that a file was skipped is in the table, so it need not be on stderr as well."""
-    logging.getLogger("ingest").addHandler(logging.NullHandler())
+    """In a DataLoader worker: what goes wrong reaches the loop by itself, so it need not be on stderr as well."""
+    logging.getLogger("ingest").addHandler(logging.NullHandler())  # a file that is skipped is in the table
+    # An interrupt while a batch is handed over ends the other side; multiprocessing's thread would say so with a trace.
+    sys.excepthook = lambda *_: None
 
 
-def _batches(dataset: StreamingDataset) -> Iterator[Batch]:
-    with warnings.catch_warnings():
+def _batches(dataset: StreamingDataset, interrupts: Interrupts) -> Iterator[Batch]:
+    with warnings.catch_warnings(), interrupts.held():  # one that comes while it forks would be dropped, with noise
         # On a machine with one processor torch advises fewer workers; they mostly wait here.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader = DataLoader(dataset, batch_size=BATCH, num_workers=WORKERS, collate_fn=collate, worker_init_fn=quiet)
@@ -98,9 +122,9 @@ def _batches(dataset: StreamingDataset) -> Iterator[Batch]:
 
 def _model() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(32 * (data.SIDE // 4) ** 2, 64), nn.ReLU(), nn.Linear(64, data.CLASSES),
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(32 * (data.SIDE // 4) ** 2, data.CLASSES),
     )  # fmt: skip
 
 
@@ -110,5 +134,6 @@ def _pictures(raw: Any) -> Tensor:
 
 def _accuracy(model: nn.Module) -> float:
     pictures, labels = data.held_out()
+    model.eval()
     with torch.inference_mode():
         return float((model(_pictures(pictures)).argmax(1) == torch.from_numpy(labels)).float().mean())

@@ -1,7 +1,7 @@
 """The state of jobs and shards in Redis: who holds what, what is due, what is done, what failed and why.
 
-``redis`` holds the connection and runs the scripts beside it (``*.lua``, one transition each, on ``common.lua``); ``jobs`` is what a
-submitter and a reader need, ``work`` what a worker needs.
+``redis`` holds the connection and runs the scripts beside it (``*.lua``, one transition each, on ``common.lua``);
+``jobs`` is what a submitter and a reader need, ``work`` what a worker needs.
 """
 
 from ingest.ledger.jobs import BATCH, JobLedger, NewUnit, UnitRecord, WorkerInfo, batched

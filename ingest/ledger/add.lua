@@ -1,6 +1,7 @@
 -- add(job, kind, start, upto, planner, fence, cursor, spec, facts, …): shards (kind "") or pieces of planning (kind "p"),
--- numbered from `start`; facts is JSON {i, p, c, o, q}. A batch that is already there is not added again, so a lost reply may be
--- retried. With a planner, its lease is checked and its cursor kept. Returns "ok", "cancelled", "lost" or "unknown".
+-- of which the first is the submitter's `start`th; facts is JSON {i, p, c, o, q}. What of a batch is already there is not added
+-- again, so a lost reply may be retried, and a submission taken up again. Planners add shards meanwhile: a shard's number is the
+-- next one of all, not the submitter's. With a planner, its lease is checked and its cursor kept. Returns "ok", "cancelled", "lost" or "unknown".
 local job, kind, start, upto = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local planner, fence, cursor = ARGV[6], ARGV[7], ARGV[8]
 if redis.call('EXISTS', jobkey(job)) == 0 then return 'unknown' end
@@ -11,14 +12,15 @@ if planner ~= '' then
   if cursor ~= '' and rec.cu == cursor then return 'ok' end
   rec.cu = cursor
   save(job, n, rec)
-  start = tonumber(redis.call('HGET', jobkey(job), 'next'))
 end
 local counter = kind == 'p' and 'plan_next' or 'next'
+local sent = kind == 'p' and 'plan_next' or 'sent'
+local there = planner == '' and tonumber(redis.call('HGET', jobkey(job), sent) or '0') or 0
+local number = tonumber(redis.call('HGET', jobkey(job), counter))
 local files = 0
 local added = 0
 for at = 9, #ARGV, 2 do
-  local number = start + (at - 9) / 2
-  if number >= tonumber(redis.call('HGET', jobkey(job), counter)) then
+  if planner ~= '' or start + (at - 9) / 2 >= there then
     local n = kind .. string.format('%d', number)
     local rec = cjson.decode(ARGV[at + 1])
     rec.s, rec.at, rec.dl = 'due', 0, 0
@@ -28,9 +30,11 @@ for at = 9, #ARGV, 2 do
     count(job, n, nil, 'due')
     files = files + rec.c
     added = added + 1
-    redis.call('HSET', jobkey(job), counter, number + 1)
+    number = number + 1
   end
 end
+redis.call('HSET', jobkey(job), counter, number)
+if planner == '' and kind ~= 'p' then redis.call('HINCRBY', jobkey(job), sent, added) end
 redis.call('HINCRBY', jobkey(job), 'open', added)
 if kind == 'p' then redis.call('HINCRBY', jobkey(job), 'plans', added) else redis.call('HINCRBY', jobkey(job), 'files', files) end
 if planner == '' then

@@ -12,7 +12,7 @@ if key ~= '' then
 end
 if redis.call('EXISTS', jobkey(id)) == 1 then return answer(id) end
 redis.call('HSET', jobkey(id), 'v', 1, 'state', 'planning', 'created', NOW, 'key', key, 'keep', keep, 'reply', reply,
-  'options', options, 'next', 0, 'plan_next', 0, 'open', 0, 'plans', 0, 'sealed', 0, 'upto', 0,
+  'options', options, 'next', 0, 'sent', 0, 'plan_next', 0, 'open', 0, 'plans', 0, 'sealed', 0, 'upto', 0,
   'files', 0, 'files_done', 0, 'files_failed', 0, 'bytes', 0, 'retries', 0, 'failed', 0)
 redis.call('ZADD', P .. 'jobs', NOW, id)
 redis.call('ZADD', P .. 'unsealed', NOW, id)

@@ -29,7 +29,8 @@ BATCH = 400
 
 
 class NewUnit(NamedTuple):
-    """A shard or a piece of planning on its way into the ledger: its packed spec, and the facts that its record keeps."""
+    """A shard or a piece of planning on its way into the ledger: its packed spec, and the facts that its record
+    keeps."""
 
     spec: bytes
     facts: str
@@ -68,8 +69,9 @@ class UnitRecord:
     def parse(cls, unit: str, data: bytes | str) -> UnitRecord:
         r = json.loads(data)
         return cls(
-            unit, r["s"], r["q"], int(r["i"]), int(r["p"]), int(r["c"]), r.get("o", ""), int(r.get("at", 0)), int(r.get("dl", 0)),
-            r.get("w") or "", int(r.get("nb") or 0), r.get("er") or "", int(r.get("ff") or 0),
+            unit, r["s"], r["q"], int(r["i"]), int(r["p"]), int(r["c"]), r.get("o", ""),
+            int(r.get("at", 0)), int(r.get("dl", 0)), r.get("w") or "",
+            int(r.get("nb") or 0), r.get("er") or "", int(r.get("ff") or 0),
         )  # fmt: skip
 
 
@@ -99,7 +101,8 @@ class JobLedger(Ledger):
         return text(found), bool(made)
 
     def add(self, job: str, kind: str, start: int, upto: int, units: Sequence[NewUnit]) -> str:
-        """Shards (kind ``""``) or pieces of planning (``"p"``), numbered from ``start``. ``ok``, ``cancelled`` or ``unknown``."""
+        """Shards (kind ``""``) or pieces of planning (``"p"``), the first of which is the submitter's ``start``th of its
+        kind: what was added before is not added again. ``ok``, ``cancelled`` or ``unknown``."""
         args = [value for unit in units for value in unit]
         return text(self.run("add", job, kind, start, upto, "", "", "", *args))
 
@@ -158,10 +161,11 @@ class JobLedger(Ledger):
             return list(self.redis.hmget(self.key("job", job, "done"), list(numbers)))
 
     def events(self, job: str, after: str, block_ms: int, count: int = 1000) -> list[tuple[str, dict[str, str]]]:
-        """What happened to a job after that event id; waits up to ``block_ms`` for something to happen (0: does not wait).
+        """What happened to a job after that event id; waits up to ``block_ms`` for something to happen (0: does not
+        wait).
 
-        ``k`` is the kind: ``add``, ``sealed``, ``planned``, ``part`` and ``shard`` (with ``n`` and, for shard, its state ``s``),
-        ``again`` (a unit is tried again after its end), ``end`` (the job's state in ``s``).
+        ``k`` is the kind: ``add``, ``sealed``, ``planned``, ``part`` and ``shard`` (with ``n`` and, for shard, its
+        state ``s``), ``again`` (a unit is tried again after its end), ``end`` (the job's state in ``s``).
         """
         # A read may not block for longer than the socket's patience.
         block = min(block_ms, 2000) or None
@@ -172,7 +176,8 @@ class JobLedger(Ledger):
         ]
 
     def sweep(self, verb: str, job: str) -> list[str]:
-        """``cancel`` or ``retry`` all units of a job that it applies to. Returns the queues that have something due for it."""
+        """``cancel`` or ``retry`` all units of a job that it applies to. Returns the queues that have something due
+        for it."""
         queues: list[str] = []
         cursor = "0"
         while True:
@@ -207,7 +212,7 @@ class JobLedger(Ledger):
                         d["free_bytes"],
                         max(0.0, (now - seen) / 1000),
                         d["pid"],
-                    )  # fmt: skip
+                    )
                 )
         return out
 

@@ -1,4 +1,5 @@
-"""The one connection to the ledger's Redis, and the scripts that run there. What the scripts mean is in ``jobs`` and ``work``."""
+"""The one connection to the ledger's Redis, and the scripts that run there. What the scripts mean is in ``jobs`` and
+``work``."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def _source(name: str) -> str:
 
 
 class Ledger:
-    """State in Redis. Every transition is one script, retried on a lost connection: each tells a repeated call from a new one.
+    """State in Redis. Every transition is one script, retried on a lost connection: each tells a repeated call from a
+    new one.
 
     Raises :class:`LedgerUnavailable` when Redis cannot be reached, refuses the password, or is read-only.
     """
@@ -37,8 +39,9 @@ class Ledger:
         self.settings = settings
         self.url = redact(settings.ledger_url)
         self.prefix = f"{settings.prefix}ledger:"
-        # RESP2 reads the same from every Redis since 5 and from Valkey.
-        self.redis: redis.Redis[bytes] = redis.Redis.from_url(
+        # RESP2 reads the same from every Redis since 5 and from Valkey. Any, because redis-py's types leave open
+        # whether an answer is bytes or text, of RESP2 or RESP3; which it is, is said here.
+        self.redis: Any = redis.Redis.from_url(
             settings.ledger_url,
             protocol=2,
             socket_timeout=SOCKET_TIMEOUT_S,

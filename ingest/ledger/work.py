@@ -1,4 +1,5 @@
-"""The worker's side of the ledger: claim, renew, give back, commit. Every call but ``claim`` names the fence token it holds."""
+"""The worker's side of the ledger: claim, renew, give back, commit. Every call but ``claim`` names the fence token it
+holds."""
 
 from __future__ import annotations
 
@@ -94,8 +95,9 @@ class WorkLedger(JobLedger):
             return None
         unit, fence, record, spec, options, earlier, age_ms = found
         return Claim(
-            text(unit), text(fence), UnitRecord.parse(text(unit), record), spec, JobOptions.from_json(json.loads(options)),
-            Result.unpacked(earlier), json.loads(record).get("cu", ""), int(age_ms) / 1000,
+            text(unit), text(fence), UnitRecord.parse(text(unit), record), spec,
+            JobOptions.from_json(json.loads(options)), Result.unpacked(earlier), json.loads(record).get("cu", ""),
+            int(age_ms) / 1000,
         )  # fmt: skip
 
     def progress(self, claim: Claim, size_bytes: int) -> str:
@@ -112,7 +114,8 @@ class WorkLedger(JobLedger):
         return bool(keys) and int(self.run("wanted", *keys)) > 0
 
     def add_planned(self, claim: Claim, cursor: str, units: Sequence[NewUnit]) -> str:
-        """Shards found while planning. ``cursor`` names the batch: the same one is added once. ``ok``, ``cancelled``, ``lost``."""
+        """Shards found while planning. ``cursor`` names the batch: the same one is added once. ``ok``, ``cancelled``,
+        ``lost``."""
         args = [value for unit in units for value in unit]
         return text(self.run("add", claim.job, "", 0, "", claim.unit, claim.fence, cursor, *args))
 
@@ -152,7 +155,8 @@ class WorkLedger(JobLedger):
     def beat(
         self, worker: str, info: dict[str, Any], alive: Sequence[tuple[str, str]], dead: Sequence[tuple[str, str]]
     ) -> list[str]:
-        """Heartbeat: renew what living processes hold, take back what dead ones held. Returns the units that are to stop."""
+        """Heartbeat: renew what living processes hold, take back what dead ones held. Returns the units that are to
+        stop."""
         pairs = [value for pair in (*alive, *dead) for value in pair]
         deaths, lease = self.settings.retry.deliveries, self._lease_ms
         facts = (info["node"], info["store"], json.dumps(info))

@@ -1,4 +1,5 @@
-"""What a store holds and whether it is whole: for ``ingest store ls | du | verify``, and the sweeping of what attempts left."""
+"""What a store holds and whether it is whole: for ``ingest store ls | du | verify``, and the sweeping of what
+attempts left."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from ingest.store.store import Store
 
 @dataclass(frozen=True)
 class Usage:
-    """``files`` and ``bytes`` are published ones; ``scratch_bytes`` is in the making; ``free_bytes`` is the filesystem's."""
+    """``files`` and ``bytes`` are published ones; ``scratch_bytes`` is in the making; ``free_bytes`` is the
+    filesystem's."""
 
     files: int
     bytes: int
@@ -55,8 +57,8 @@ def usage(store: Store) -> Usage:
 
 
 def verify(store: Store, *, remove: bool) -> Iterator[Damage]:
-    """Read every file again and compare size and sha256 with its record. ``remove`` takes what is damaged out of the store, so
-    that it is fetched again when next asked for."""
+    """Read every file again and compare size and sha256 with its record. ``remove`` takes what is damaged out of the
+    store, so that it is fetched again when next asked for."""
     for record_path, record in records(store):
         reason = _examine(store, record)
         if reason is None:

@@ -1,10 +1,10 @@
 """Where things lie in a store, and the record beside every file. Paths only; nothing here fetches or decides.
 
-STORE_ID                                  the store's identity, a UUID
-data/<kk>/<key>/<version>/<name>          a published file; <key> is the source's (URI, profile), <kk> its first two digits
-data/<kk>/<key>/<version>.json            its record; its mtime is when the origin last confirmed it
-manifests/<job>/<n>.json                  the lasting record of a shard
-scratch/                                  files in the making; partial ones have a journal beside them
+STORE_ID                           the store's identity, a UUID
+data/<kk>/<key>/<version>/<name>   a published file; <key> is the source's (URI, profile), <kk> its first two digits
+data/<kk>/<key>/<version>.json     its record; its mtime is when the origin last confirmed it
+manifests/<job>/<n>.json           the lasting record of a shard
+scratch/                           files in the making; partial ones have a journal beside them
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ingest.model import Record
 
 @dataclass(frozen=True)
 class Stored(Record):
-    """The record of one version of one source. ``path`` is relative to the store's root; ``validated`` is not written but read
-    from the record's mtime (seconds since 1970)."""
+    """The record of one version of one source. ``path`` is relative to the store's root; ``validated`` is not written
+    but read from the record's mtime (seconds since 1970)."""
 
     uri: str
     path: str

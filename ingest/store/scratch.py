@@ -25,7 +25,8 @@ _at_work: set[Path] = set()
 
 @dataclass(frozen=True)
 class Journal:
-    """What makes a partial file resumable: the validator of the version its bytes are of, and the whole length if known."""
+    """What makes a partial file resumable: the validator of the version its bytes are of, and the whole length if
+    known."""
 
     validator: str
     length: int | None = None
@@ -34,12 +35,12 @@ class Journal:
 class Scratch:
     """One file in the making. ``write`` appends; ``size`` and ``digest()`` are of all bytes so far.
 
-    ``journal`` holds what an earlier attempt left, or None. A fetcher that can continue sends ``size`` as its offset; one
-    that cannot calls ``restart()``. One that writes the file by other means (a Parquet writer) writes to ``path`` and
-    then calls ``adopt()``.
+    ``journal`` holds what an earlier attempt left, or None. A fetcher that can continue sends ``size`` as its offset;
+    one that cannot calls ``restart()``. One that writes the file by other means (a Parquet writer) writes to ``path``
+    and then calls ``adopt()``.
 
-    Every attempt writes a file of its own, and what an earlier one left is copied, never appended to: a process that was
-    stopped and wakes up after its lease has ended may still hold the old file open.
+    Every attempt writes a file of its own, and what an earlier one left is copied, never appended to: a process that
+    was stopped and wakes up after its lease has ended may still hold the old file open.
     """
 
     def __init__(
@@ -84,8 +85,7 @@ class Scratch:
             if part in _at_work:
                 continue  # a shard may list a file twice: another thread is at it
             try:
-                journal = Journal(**json.loads(journal_path.read_text()))
-                left.append((part.stat().st_size, part, journal))
+                left.append((part.stat().st_size, part, Journal(**json.loads(journal_path.read_text()))))
             except (OSError, ValueError, TypeError):
                 left.append((0, part, None))
         if not left:

@@ -1,6 +1,7 @@
 """A node's directory of verified files: look up, make, publish. What it costs and whether it is whole is in ``audit``.
 
-Publishing is: unique scratch file on the same filesystem, verify, fsync, rename. No lock guards it; doing it twice is harmless.
+Publishing is: unique scratch file on the same filesystem, verify, fsync, rename. No lock guards it; doing it twice is
+harmless.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ class Store:
         return source_key(spec.uri, spec.connection, dict(spec.sql) if spec.sql else None)
 
     def lookup(self, key: str, digest: str | None = None) -> Stored | None:
-        """The version of a source that was validated last (with that digest, if one is given), whole by its size; else None."""
+        """The version of a source that was validated last (with that digest, if one is given), whole by its size;
+        else None."""
         directory = source_dir(self.root, key)
         try:
             records = [read_record(directory / name) for name in os.listdir(directory) if name.endswith(".json")]
@@ -131,7 +133,7 @@ class Store:
             if error.errno not in _DISK:
                 raise
             raise NodeUnfit(spec.uri, f"the store at {self.root} failed: {error.strerror}") from error
-        except (DigestMismatch, TooLarge, Truncated):
+        except (DigestMismatch, TooLarge):
             # What was gathered is not a part of the file that was asked for: never take it up again.
             if scratch is not None:
                 scratch.discard()
@@ -160,12 +162,14 @@ class Store:
         name: str | None = None,
         samples: Callable[[Path, str], int | None] | int | None = None,
     ) -> Stored:
-        """Verify size and digest, then rename into place. Raises :class:`DigestMismatch` or :class:`Truncated`; then nothing
-        is published. Published twice, the first one stays: it is the same version. Other bytes under a version that is there
-        already become a version of their own, named by their digest: a path never changes what it holds."""
+        """Verify size and digest, then rename into place. Raises :class:`DigestMismatch` or :class:`Truncated`; then
+        nothing is published. Published twice, the first one stays: it is the same version. Other bytes under a
+        version that is there already become a version of their own, named by their digest: a path never changes what
+        it holds."""
         digest = scratch.digest()
         extra: tuple[str, ...] = ()
         if spec.size is not None and scratch.size != spec.size:
+            scratch.discard()
             raise Truncated(spec.uri, f"expected {spec.size} bytes, got {scratch.size}; nothing was published")
         if spec.digest is not None:
             algorithm, value = parse_digest(spec.digest)

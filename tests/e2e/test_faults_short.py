@@ -198,3 +198,50 @@ def test_a_huge_job_leaves_few_messages_and_does_not_block_a_small_one(
     assert status.state not in TERMINAL_JOB and status.files_done - begun < shards // 4
     huge.cancel()
     huge.wait(timeout=60)
+
+
+def test_what_is_cut_off_is_continued_where_it_broke(service: Service, origin: Origin) -> None:
+    whole = file(DATA, etag='"v1"')
+
+    def cut(to: Handler) -> None:
+        if "Range" in to.headers:
+            return whole(to)
+        to.head(200, {"Content-Length": str(len(DATA)), "ETag": '"v1"', "Accept-Ranges": "bytes"})
+        to.send(DATA[: len(DATA) // 2])
+        to.cut()
+
+    origin.on("/cut.bin", cut)
+    job = service.client().submit(origin.url("/cut.bin"))
+    assert job.files(timeout=30)[0].path.read_bytes() == DATA
+    first, second = origin.asked("/cut.bin")
+    assert "Range" not in first.headers and second.headers["Range"] == f"bytes={len(DATA) // 2}-"
+
+
+def test_time_slices(tmp_path: Path, origin: Origin) -> None:
+    """What can be continued goes on from slice to slice, uncounted; what cannot is failed with the setting to raise."""
+
+    def drip(to: Handler, headers: dict[str, str], first: int) -> None:
+        to.head(206 if first else 200, {"Content-Length": str(len(DATA) - first), **headers})
+        for at in range(first, len(DATA), len(DATA) // 40):
+            to.send(DATA[at : at + len(DATA) // 40])
+            if not to.wait(0.1):
+                return
+
+    def resumable(to: Handler) -> None:
+        first = int(to.headers.get("Range", "bytes=0-")[6:-1])
+        more = {"ETag": '"v1"', "Accept-Ranges": "bytes", "Content-Range": f"bytes {first}-{len(DATA) - 1}/{len(DATA)}"}
+        drip(to, more, first)
+
+    origin.on("/resumable.bin", resumable)
+    origin.on("/anew.bin", lambda to: drip(to, {}, 0))
+    config = "[limits]\nconnect_s = 0.5\nstall_s = 1\nsoft_s = 2\nhard_s = 20\n[retry]\nattempts = 2\nbase_s = 0.1\n"
+    with running_service(tmp_path, config=config) as service:
+        client = service.client()
+        slow, hopeless = client.submit(origin.url("/resumable.bin")), client.submit(origin.url("/anew.bin"))
+        assert slow.wait(timeout=60).state == "done", slow.failures()
+        (got,) = slow.files()
+        assert got.path.read_bytes() == DATA and slow.status().retries == 0 and origin.count("/resumable.bin") > 1
+        assert hopeless.wait(timeout=60).state == "failed"
+        (failure,) = hopeless.failures()
+        assert (failure.error, failure.attempts) == ("FetchTimeout", 2) and "soft_s" in failure.reason
+        assert service.scratch() == []

@@ -144,6 +144,17 @@ def test_s3_object_prefix_and_glob(world: World) -> None:
     assert job.status().files == 6 and not job.failures()
 
 
+def test_s3_globs_and_prefixes_with_braces(world: World) -> None:
+    world.s3.put("lake-braces", {f"{a}/{n}.bin": f"{a}{n}".encode() for a in "abc" for n in range(2)})
+    job = world.client().submit(["s3://lake-braces/{c,a}/*.bin", "s3://lake-braces/{b,z}/"])
+    assert job.wait(timeout=30).state == "failed"
+    assert [(f.index, f.path.read_text()) for f in job.files()] == [
+        ((0, 0), "c0"), ((0, 1), "c1"), ((0, 2), "a0"), ((0, 3), "a1"),
+    ]  # fmt: skip
+    (failure,) = job.failures()
+    assert failure.error == "NothingMatched" and failure.source == "s3://lake-braces/{b,z}/"
+
+
 def test_s3_prefix_into_keeps_the_folders_below_it(world: World, tmp_path: Path) -> None:
     world.s3.put("lake-tree", {"p/a.bin": b"a", "p/q/a.bin": b"qa"})
     paths = world.client().fetch("s3://lake-tree/p/", into=tmp_path / "out", timeout=30)
@@ -181,7 +192,7 @@ def test_s3_failures_are_those_of_their_sources_alone(world: World) -> None:
 
 def test_nothing_matched_is_raised_where_it_is_all_there_is(world: World) -> None:
     world.s3.put("good-bucket", {"here": b"here"})
-    with pytest.raises(ingest.JobFailed, match="s3://good-bucket/empty/.*NothingMatched"):
+    with pytest.raises(ingest.JobFailed, match=r"s3://good-bucket/empty/.*NothingMatched"):
         world.client().fetch("s3://good-bucket/empty/", timeout=30)
 
 
@@ -258,9 +269,7 @@ def test_a_manifest_over_http(world: World, kind: str) -> None:
         text = "\n".join(json.dumps({"uri": u, "digest": d}) for u, d in zip(urls, digests, strict=True))
     else:
         out = io.StringIO()
-        csv.writer(out).writerows(
-            [("digest", "uri", "size"), *((d, u, 5) for u, d in zip(urls, digests, strict=True))]
-        )
+        csv.writer(out).writerows([("digest", "uri", "size"), *((d, u, 5) for u, d in zip(urls, digests, strict=True))])
         text = out.getvalue()
     job = world.client().submit(ingest.Manifest(world.http.put(f"/list.{kind}", text.encode())))
     job.wait(timeout=40)
@@ -274,7 +283,15 @@ def test_a_manifest_over_http(world: World, kind: str) -> None:
 
 def test_bad_lines_of_a_manifest_fail_alone(world: World) -> None:
     good = world.http.put("/good.bin", b"good")
-    lines = ["nonsense", good, "https://me:pa55-word@ok.example/a", "gopher://x/y", "http://[::1/a", f"{good}\x01", good]
+    lines = [
+        "nonsense",
+        good,
+        "https://me:pa55-word@ok.example/a",
+        "gopher://x/y",
+        "http://[::1/a",
+        f"{good}\x01",
+        good,
+    ]
     url = world.http.put("/half-bad.txt", "\n".join(lines).encode())
     job = world.client().submit(ingest.Manifest(url))
     assert job.wait(timeout=30).state == "failed"
@@ -403,7 +420,10 @@ def test_a_wrong_password_is_denied_and_no_secret_is_seen_anywhere(world: World)
     assert [f.error for f in failures] == ["AccessDenied"] * 4
     for failure, name in zip(failures, ("pg-wrong", "s3-wrong", "s3-wrong", "site-wrong"), strict=True):
         assert f"[connections.{name}]" in failure.reason
-    results = [str(AsyncResult(task, app=app_for(world.service.settings)).get(timeout=10, propagate=False)) for task in job.task_ids()]
+    results = [
+        str(AsyncResult(task, app=app_for(world.service.settings)).get(timeout=10, propagate=False))
+        for task in job.task_ids()
+    ]
     shown = world.service.run("failures", job.id, "--json")
     told = [str(failures), repr(job), repr(world.service.settings), *results, shown.stdout, shown.stderr]
     told += [world.service.workers[0].log.read_text(), *everything_in_redis(world.client())]
@@ -413,7 +433,9 @@ def test_a_wrong_password_is_denied_and_no_secret_is_seen_anywhere(world: World)
 
 
 def switch(s3: S3Server, count: str) -> None:
-    request = urllib.request.Request(f"{s3.endpoint}/moto-api/reset-auth", data=count.encode(), headers={"Content-Type": "text/plain"})
+    request = urllib.request.Request(
+        f"{s3.endpoint}/moto-api/reset-auth", data=count.encode(), headers={"Content-Type": "text/plain"}
+    )
     urllib.request.urlopen(request, timeout=10).close()
 
 

@@ -1,9 +1,11 @@
-"""What the tests of the ledger share: a ledger in a real Redis, units to put into it, and what must hold of it at any time."""
+"""What the tests of the ledger share: a ledger in a real Redis, units to put into it, and what must hold of it at any
+time."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 
 from ingest.ledger import Claim, NewUnit, Result, WorkLedger
 from ingest.ledger.redis import text
@@ -11,6 +13,7 @@ from ingest.model import TERMINAL_JOB, TERMINAL_SHARD, Failure, FileRecord, File
 from ingest.settings import Retry, Settings
 
 QUEUE, PLANS = "ingest.fetch", "ingest.plan"
+OPTIONS = JobOptions()
 DEATHS = 3  # after so many a unit is quarantined
 
 
@@ -33,7 +36,9 @@ def plan(index: int = 0) -> NewUnit:
     return NewUnit.plan(Source("s3://bucket/*"), index, PLANS)
 
 
-def submit(ledger: WorkLedger, count: int, *, seal: bool = True, queue: str = QUEUE, options: JobOptions = JobOptions()) -> str:  # noqa: B008
+def submit(
+    ledger: WorkLedger, count: int, *, seal: bool = True, queue: str = QUEUE, options: JobOptions = OPTIONS
+) -> str:
     job, _ = ledger.create(options, None)
     for start in range(0, count, 400):
         assert ledger.add(job, "", start, 0, shards(start, min(count, start + 400), queue=queue)) == "ok"
@@ -42,7 +47,9 @@ def submit(ledger: WorkLedger, count: int, *, seal: bool = True, queue: str = QU
     return job
 
 
-def claim(ledger: WorkLedger, worker: str = "w1", pid: str = "1:1", most: int = 1000, queues: tuple[str, ...] = (QUEUE,)) -> Claim:
+def claim(
+    ledger: WorkLedger, worker: str = "w1", pid: str = "1:1", most: int = 1000, queues: tuple[str, ...] = (QUEUE,)
+) -> Claim:
     found = ledger.claim(worker, pid, most, queues)
     assert found is not None
     return found
@@ -125,11 +132,16 @@ def _check_job(ledger: WorkLedger, job: str, meta: dict[str, str], raw: dict[str
         assert int(meta.get("stopped", 0)) == sum(s == "cancelled" for s in states.values())
     for field, short in (("files_done", "fd"), ("files_failed", "ff"), ("bytes", "by")):
         assert int(meta[field]) == sum(int(r.get(short, 0)) for r in raw.values()), field  # type: ignore[call-overload]
-    assert (meta["state"] in TERMINAL_JOB) == (meta["sealed"] == "1" and not open_units), f"{meta['state']} with {len(open_units)} open"
-    ends = Counter(n for _, n, _ in happened(ledger, job, "shard"))
-    again = Counter(n for _, n, _ in happened(ledger, job, "again"))
+    assert (meta["state"] in TERMINAL_JOB) == (meta["sealed"] == "1" and not open_units), (
+        f"{meta['state']} with {len(open_units)} open"
+    )
+    events = happened(ledger, job)
+    ends, again = (Counter(n for k, n, _ in events if k == kind) for kind in ("shard", "again"))
     for n, s in states.items():
         assert ends[n] - again[n] == (s in TERMINAL_SHARD), f"events of {job}.{n}"
+    kinds = [k for k, _, _ in events if k in {"shard", "again", "end"}]
+    assert (meta["state"] in TERMINAL_JOB) == (kinds[-1:] == ["end"]), f"the end is said last: {kinds}"
+    assert all((a, b) != ("end", "end") for a, b in pairwise(kinds)), f"and once: {kinds}"
     expires = ledger.redis.zscore(ledger.key("expire"), job) is not None
     assert expires == (meta["state"] in TERMINAL_JOB) == ("finished" in meta)
     live = {text(n) for n in ledger.redis.hkeys(ledger.key("job", job, "live"))}

@@ -112,7 +112,8 @@ def test_comes_through_pickle_as_it_was(cls: type[Exception]) -> None:
 
 @pytest.mark.parametrize("cls", FETCH_CLASSES, ids=lambda cls: cls.__name__)
 def test_a_failure_is_the_error_again(cls: type[FetchError]) -> None:
-    """Through the ledger (a failure's JSON) and through Celery: type, sentence and fields are what the fetcher raised."""
+    """Through the ledger (a failure's JSON) and through Celery: type, sentence and fields are what the fetcher
+    raised."""
     error = make(cls)
     assert isinstance(error, FetchError)
     failure = Failure(error.uri, cls.__name__, error.reason, 2, "j1.0", "n1", (3, 4), error.details)
@@ -150,7 +151,9 @@ def test_by_name(cls: type[FetchError]) -> None:
     assert by_name(cls.__name__) is cls
 
 
-@pytest.mark.parametrize("name", ["OfTomorrow", "", "UsageError", "IngestError", "by_name", "annotations", "Sequence", "Any"])
+@pytest.mark.parametrize(
+    "name", ["OfTomorrow", "", "UsageError", "IngestError", "by_name", "annotations", "Sequence", "Any"]
+)
 def test_by_name_of_what_is_no_fetch_error(name: str) -> None:
     assert by_name(name) is PermanentFetchError
 

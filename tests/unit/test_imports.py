@@ -30,14 +30,23 @@ ARROWS: dict[str, set[str]] = {
 ARROWS["ingest.client"] = set(ARROWS)
 ARROWS["ingest.dataset"] = {"ingest.client", "ingest.errors", "ingest.model", "ingest.settings", "ingest.store"}
 ARROWS["ingest.embedded"] = {"ingest.errors", "ingest.settings"}
+ARROWS["ingest.demo"] = {
+    "ingest.client",
+    "ingest.dataset",
+    "ingest.embedded",
+    "ingest.errors",
+    "ingest.model",
+    "ingest.settings",
+}
 ARROWS["ingest"] = {"ingest.app", "ingest.client", "ingest.errors", "ingest.model"}
 ARROWS["ingest.cli"] = set(ARROWS) | {"ingest"}
 #: A data node plans and counts samples as the trainer does, but knows nothing of commands, nor of who started it.
-ARROWS["workers"] = set(ARROWS) - {"ingest", "ingest.cli", "ingest.embedded"}
+ARROWS["workers"] = set(ARROWS) - {"ingest", "ingest.cli", "ingest.demo", "ingest.embedded"}
 
 #: What only these may import: they are optional, or slow to load.
 KEPT_APART = {
-    "torch": {"ingest.dataset.streaming", "ingest.cli.demo"},
+    "torch": {"ingest.dataset.streaming", "ingest.demo.train"},
+    "moto": {"ingest.demo.origins"},
     "honcho": {"ingest.embedded.supervisor"},
 }
 

@@ -345,7 +345,9 @@ class TestEnding:
     def test_results_and_failures_come_back(self, ledger: WorkLedger) -> None:
         submit(ledger, 1)
         work = claim(ledger)
-        result = Result((file(0), file(1)), (Failure("u", "Throttled", "slow", 3, work.unit, "n1", (0, 2), ("slow", 5.0)),))
+        result = Result(
+            (file(0), file(1)), (Failure("u", "Throttled", "slow", 3, work.unit, "n1", (0, 2), ("slow", 5.0)),)
+        )
         ledger.commit(work, "failed", result, ())
         (packed,) = ledger.results(work.job, ["0"])
         assert Result.unpacked(packed) == result
@@ -418,6 +420,7 @@ class TestUnavailable:
         with pytest.raises(LedgerUnavailable) as raised:
             ledger.create(JobOptions(), None)
         assert "127.0.0.1:1" in str(raised.value) and "hunter2" not in str(raised.value)
+        ledger.close()
 
     def test_many_at_once_share_out_the_work(self, url: str, ledger: WorkLedger) -> None:
         job = submit(ledger, 60)

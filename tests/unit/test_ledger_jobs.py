@@ -1,4 +1,5 @@
-"""What is done with whole jobs in the ledger: cancel, retry, planning, flights, moving a dead node's work. In a real Redis."""
+"""What is done with whole jobs in the ledger: cancel, retry, planning, flights, moving a dead node's work. In a real
+Redis."""
 
 from __future__ import annotations
 
@@ -77,7 +78,9 @@ class TestCancel:
         assert ledger.commit(work, "done", done(), ()).ok and ledger.meta(job)["state"] == "done"
 
     @pytest.mark.parametrize("count", [0, 1])
-    def test_a_job_that_is_still_being_submitted_is_cancelled_whatever_came(self, ledger: WorkLedger, count: int) -> None:
+    def test_a_job_that_is_still_being_submitted_is_cancelled_whatever_came(
+        self, ledger: WorkLedger, count: int
+    ) -> None:
         """It must not be called done: what was asked for is not there."""
         job = submit(ledger, count, seal=False)
         for _ in range(count):

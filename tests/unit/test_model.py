@@ -41,13 +41,49 @@ RECORDS: list[st.SearchStrategy[Record]] = [
     st.builds(Source, ODD_TEXT, MAYBE, st.none() | NUMBER, MAYBE),
     st.builds(Sql, ODD_TEXT, MAYBE, MAYBE, st.lists(TEXT, max_size=3).map(tuple), MAYBE, MAYBE, NUMBER, NUMBER),
     st.builds(Manifest, ODD_TEXT, MAYBE, MAYBE, ODD_TEXT),
-    st.builds(FileSpec, NUMBER, NUMBER, ODD_TEXT, MAYBE, st.none() | NUMBER, MAYBE, MAYBE, MAYBE, st.none() | st.just({"a": [1, "b"]})),
     st.builds(
-        FileRecord, NUMBER, NUMBER, ODD_TEXT, ODD_TEXT, NUMBER, TEXT, TEXT, TEXT, TEXT, TEXT, st.none() | NUMBER, MAYBE, st.booleans()
+        FileSpec,
+        NUMBER,
+        NUMBER,
+        ODD_TEXT,
+        MAYBE,
+        st.none() | NUMBER,
+        MAYBE,
+        MAYBE,
+        MAYBE,
+        st.none() | st.just({"a": [1, "b"]}),
     ),
-    st.builds(Failure, ODD_TEXT, TEXT, ODD_TEXT, NUMBER, TEXT, TEXT, st.tuples(NUMBER, NUMBER), st.lists(TEXT, max_size=2).map(tuple)),
-    st.builds(JobOptions, TEXT, TEXT, MAYBE, st.none() | st.floats(0, 9), st.none() | NUMBER, st.none() | st.floats(0, 9)),
-]  # fmt: skip
+    st.builds(
+        FileRecord,
+        NUMBER,
+        NUMBER,
+        ODD_TEXT,
+        ODD_TEXT,
+        NUMBER,
+        TEXT,
+        TEXT,
+        TEXT,
+        TEXT,
+        TEXT,
+        st.none() | NUMBER,
+        MAYBE,
+        st.booleans(),
+    ),
+    st.builds(
+        Failure,
+        ODD_TEXT,
+        TEXT,
+        ODD_TEXT,
+        NUMBER,
+        TEXT,
+        TEXT,
+        st.tuples(NUMBER, NUMBER),
+        st.lists(TEXT, max_size=2).map(tuple),
+    ),
+    st.builds(
+        JobOptions, TEXT, TEXT, MAYBE, st.none() | st.floats(0, 9), st.none() | NUMBER, st.none() | st.floats(0, 9)
+    ),
+]
 
 
 @given(st.one_of(RECORDS))
@@ -100,10 +136,18 @@ def test_what_is_no_digest(text: str) -> None:
 @pytest.mark.parametrize(
     "uri",
     [
-        "https://host/a.tar", "HTTPS://Host:8443/a%20b?x=1#y", "s3://bucket/a b/ü.tar", "file:///tmp/a", "s3://bucket/a@b:c",
-        "http://[::1]:8080/a", "memory://a", "https://token@host/a", "gs://b/" + "x" * 5000, "file:///tmp/\udcff",
+        "https://host/a.tar",
+        "HTTPS://Host:8443/a%20b?x=1#y",
+        "s3://bucket/a b/ü.tar",
+        "file:///tmp/a",
+        "s3://bucket/a@b:c",
+        "http://[::1]:8080/a",
+        "memory://a",
+        "https://token@host/a",
+        "gs://b/" + "x" * 5000,
+        "file:///tmp/\udcff",
     ],
-)  # fmt: skip
+)
 def test_texts_that_may_be(uri: str) -> None:
     check_source_text(uri)
 
@@ -111,12 +155,24 @@ def test_texts_that_may_be(uri: str) -> None:
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
-        ("", "empty"), (" https://h/a", "white space"), ("https://h/a\n", "white space"), ("https://h/a\x00b", "control"),
-        ("https://h/a\x7f", "control"), ("a.tar", "scheme"), ("/tmp/a", "scheme"), ("C:/a", "scheme"), ("s3:bucket/a", "scheme"), ("s3:b/a://b", "scheme"),
-        ("https:///a", "host"), ("http://", "host"), ("https://h:port/a", "host or port"), ("https://h:70000/a", "host or port"),
-        ("http://[::1/a", "host or port"), ("s3://b\udcff/a", "host or port"),
+        ("", "empty"),
+        (" https://h/a", "white space"),
+        ("https://h/a\n", "white space"),
+        ("https://h/a\x00b", "control"),
+        ("https://h/a\x7f", "control"),
+        ("a.tar", "scheme"),
+        ("/tmp/a", "scheme"),
+        ("C:/a", "scheme"),
+        ("s3:bucket/a", "scheme"),
+        ("s3:b/a://b", "scheme"),
+        ("https:///a", "host"),
+        ("http://", "host"),
+        ("https://h:port/a", "host or port"),
+        ("https://h:70000/a", "host or port"),
+        ("http://[::1/a", "host or port"),
+        ("s3://b\udcff/a", "host or port"),
     ],
-)  # fmt: skip
+)
 def test_texts_that_cannot_be(uri: str, reason: str) -> None:
     with pytest.raises(BadSource, match=reason):
         check_source_text(uri)
@@ -125,11 +181,18 @@ def test_texts_that_cannot_be(uri: str, reason: str) -> None:
 @pytest.mark.parametrize(
     "uri",
     [
-        "https://user:hunter2@host/a", "https://:hunter2@host/a", "s3://key:hunter2@bucket/a", "https://user:hunter2@host:99999/a",
-        "https://user:hunter2@host/a ", "https://user:hunter2@host/\x01", "https://user:hun/ter2@host/a", "https://u:hunter2#@h/a",
-        "https://u:hunter2?@h/a", "https://user:@host/a",
+        "https://user:hunter2@host/a",
+        "https://:hunter2@host/a",
+        "s3://key:hunter2@bucket/a",
+        "https://user:hunter2@host:99999/a",
+        "https://user:hunter2@host/a ",
+        "https://user:hunter2@host/\x01",
+        "https://user:hun/ter2@host/a",
+        "https://u:hunter2#@h/a",
+        "https://u:hunter2?@h/a",
+        "https://user:@host/a",
     ],
-)  # fmt: skip
+)
 def test_a_password_is_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(BadSource) as raised:
         check_source_text(uri)
@@ -158,9 +221,14 @@ def test_an_origin_is_a_host_bucket_or_database_without_its_user() -> None:
 
 def test_a_key_tells_profiles_and_questions_apart() -> None:
     keys = [
-        source_key("s3://b/k", None), source_key("s3://b/k", "a"), source_key("s3://b/k", "b"), source_key("s3://b/k", "None"),
-        source_key("s3://b/k", None, {"q": 1}), source_key("s3://b/k", None, {"q": 2}), source_key("s3://b/k2", None),
-    ]  # fmt: skip
+        source_key("s3://b/k", None),
+        source_key("s3://b/k", "a"),
+        source_key("s3://b/k", "b"),
+        source_key("s3://b/k", "None"),
+        source_key("s3://b/k", None, {"q": 1}),
+        source_key("s3://b/k", None, {"q": 2}),
+        source_key("s3://b/k2", None),
+    ]
     assert len(set(keys)) == len(keys)
     assert source_key("u", None, {"a": 1, "b": 2}) == source_key("u", None, {"b": 2, "a": 1})
 

@@ -60,7 +60,9 @@ class TestLadder:
                 dataclasses.replace(limits, **{low: value})
             assert low in str(raised.value)
 
-    @pytest.mark.parametrize("given", [{"lease_s": 12.1}, {"lease_s": 5.9}, {"renew_s": 4.1}, {"renew_s": 0.0}, {"wait_s": 0.0}])
+    @pytest.mark.parametrize(
+        "given", [{"lease_s": 12.1}, {"lease_s": 5.9}, {"renew_s": 4.1}, {"renew_s": 0.0}, {"wait_s": 0.0}]
+    )
     def test_a_lease_holds_three_renewals_and_is_at_most_12_s(self, given: dict[str, float]) -> None:
         with pytest.raises(ConfigError, match="limits"):
             Limits(**given)
@@ -68,10 +70,17 @@ class TestLadder:
     @pytest.mark.parametrize(
         "given",
         [
-            {"attempts": 0}, {"deliveries": 0}, {"base_s": -1.0}, {"base_s": 61.0}, {"cap_s": 90_000.0}, {"retry_after_cap_s": 90_000.0},
-            {"deadline_s": 30.0}, {"retry_after_cap_s": -1.0}, {"base_s": float("nan")},
+            {"attempts": 0},
+            {"deliveries": 0},
+            {"base_s": -1.0},
+            {"base_s": 61.0},
+            {"cap_s": 90_000.0},
+            {"retry_after_cap_s": 90_000.0},
+            {"deadline_s": 30.0},
+            {"retry_after_cap_s": -1.0},
+            {"base_s": float("nan")},
         ],
-    )  # fmt: skip
+    )
     def test_retries_that_make_no_sense(self, given: dict[str, float]) -> None:
         with pytest.raises(ConfigError, match="retry"):
             Retry(**given)  # type: ignore[arg-type]
@@ -95,8 +104,11 @@ class TestWhereFrom:
     def test_one_redis_for_all_unless_one_is_named(self, config: Load) -> None:
         found = config('result_url = "redis://r/2"', INGEST_REDIS_URL="redis://a/1", INGEST_LEDGER_URL="rediss://l/3")
         assert (found.redis_url, found.broker_url, found.result_url, found.ledger_url) == (
-            "redis://a/1", "redis://a/1", "redis://r/2", "rediss://l/3",
-        )  # fmt: skip
+            "redis://a/1",
+            "redis://a/1",
+            "redis://r/2",
+            "rediss://l/3",
+        )
 
     def test_the_file_beside_us_is_found_then_the_one_at_home(self, config: Load, tmp_path: Path) -> None:
         assert load({}).config_path is None
@@ -167,7 +179,9 @@ WRONG: list[tuple[str, dict[str, str], str]] = [
 
 class TestRefused:
     @pytest.mark.parametrize(("toml", "env", "named"), WRONG, ids=lambda value: str(value)[:40] if value else "-")
-    def test_names_the_key_and_where_it_stands(self, config: Load, tmp_path: Path, toml: str, env: dict[str, str], named: str) -> None:
+    def test_names_the_key_and_where_it_stands(
+        self, config: Load, tmp_path: Path, toml: str, env: dict[str, str], named: str
+    ) -> None:
         with pytest.raises(ConfigError) as raised:
             config(toml, **env)
         message = str(raised.value)
@@ -225,14 +239,15 @@ class TestSecrets:
     def test_a_url_without_its_password(self, url: str, shown: str) -> None:
         assert redact(url) == shown
 
-    @given(st.text(st.characters(exclude_categories=("Cs",)), min_size=3, max_size=10).map(lambda text: f"SECRET{text}"))
+    @given(
+        st.text(st.characters(exclude_categories=("Cs",)), min_size=3, max_size=10).map(lambda text: f"SECRET{text}")
+    )
     def test_no_password_is_shown_whatever_its_letters(self, password: str) -> None:
         assert "SECRET" not in redact(f"redis://user:{password}@host:6379/0")
         assert "SECRET" not in redact(f"redis://host:6379/0?password={password}")
-        try:
-            check_redis_url(f"redis://:{password}@host:port/0", "INGEST_REDIS_URL")
-        except ConfigError as error:
-            assert "SECRET" not in str(error)
+        with pytest.raises(ConfigError) as raised:
+            check_redis_url(f"http://:{password}@host:port/0", "INGEST_REDIS_URL")
+        assert "SECRET" not in str(raised.value)
 
 
 class TestConnectionFor:
@@ -248,11 +263,16 @@ class TestConnectionFor:
     @pytest.mark.parametrize(
         ("uri", "name"),
         [
-            ("https://data.corp/a", "all"), ("https://data.corp/part/a", "part"), ("https://data.corp/party", "all"),
-            ("s3://bucket/a", "host"), ("s3://bucket", "host"), ("s3://bucket-of-others/a", None), ("https://data.corp.evil/", None),
+            ("https://data.corp/a", "all"),
+            ("https://data.corp/part/a", "part"),
+            ("https://data.corp/party", "all"),
+            ("s3://bucket/a", "host"),
+            ("s3://bucket", "host"),
+            ("s3://bucket-of-others/a", None),
+            ("https://data.corp.evil/", None),
             ("https://else/", None),
         ],
-    )  # fmt: skip
+    )
     def test_the_longest_match_wins_and_ends_where_a_name_ends(self, uri: str, name: str | None) -> None:
         found = self.SETTINGS.connection_for(uri, None)
         assert (found.name if found else None) == name
@@ -269,7 +289,9 @@ class TestRankAndWorld:
         assert rank_and_world({}) == (0, 1)
         assert rank_and_world({"RANK": "3", "WORLD_SIZE": "4"}) == (3, 4)
 
-    @pytest.mark.parametrize("env", [{"RANK": "1"}, {"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "-1", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "0"}])
+    @pytest.mark.parametrize(
+        "env", [{"RANK": "1"}, {"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "-1", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "0"}]
+    )
     def test_what_cannot_be(self, env: dict[str, str]) -> None:
         with pytest.raises(ConfigError, match="WORLD_SIZE"):
             rank_and_world(env)

@@ -18,11 +18,12 @@ from ingest.store.scratch import Scratch
 
 class Interrupted(Exception):
     """The work is to stop now, by no fault of the source. ``why``: ``cancelled``, ``lost`` (the lease), ``slice``
-    (time is up), ``stopping`` (the worker shuts down). Fetchers let it pass."""
+    (time is up), ``stopping`` (the worker shuts down). ``wasted``: what had come of this file cannot be continued.
+    Fetchers let it pass."""
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, why: str, *, wasted: bool = False) -> None:
         super().__init__(why)
-        self.why = why
+        self.why, self.wasted = why, wasted
 
 
 @dataclass(frozen=True)
