@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from ingest.errors import ConfigError
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,11 @@ class Egress:
 
     allow: tuple[str, ...] = ()
     strict: bool = False
+
+
+@dataclass(frozen=True)
+class _Files:
+    roots: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -246,10 +251,8 @@ def _secret(value: Any, where: str, env: Mapping[str, str]) -> Any:
         return env[name]
     try:
         return Path(name).expanduser().read_text().strip()
-    except OSError as error:
-        raise ConfigError(where, f"cannot read {name}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(where, f"{name} is not text") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(where, f"cannot read {name}: {getattr(error, 'strerror', 'it is not text')}") from None
 
 
 def _connections(table: Any, where: str, env: Mapping[str, str]) -> dict[str, Connection]:
@@ -264,16 +267,6 @@ def _connections(table: Any, where: str, env: Mapping[str, str]) -> dict[str, Co
         if not isinstance(made[name].values.get("match", ""), str):
             raise ConfigError(here, "match must be a string: the prefix of a URI")
     return made
-
-
-def _file_roots(table: Any, where: str) -> tuple[str, ...]:
-    found = _section(_Files, table, f"{where} [files]")
-    return tuple(str(Path(root).expanduser()) for root in found.roots)
-
-
-@dataclass(frozen=True)
-class _Files:
-    roots: tuple[str, ...] = ()
 
 
 def _config_file(environ: Mapping[str, str]) -> Path | None:
@@ -306,16 +299,17 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
             raise ConfigError(str(path), f"cannot be read: {error.strerror}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(str(path), str(error)) from None
-    unknown = set(data) - _TOP - set(_SECTIONS) - {"connections", "files"}
-    if unknown:
+    if unknown := set(data) - _TOP - set(_SECTIONS) - {"connections", "files"}:
         raise ConfigError(str(path), f"unknown key {sorted(unknown)[0]!r}")
     where = str(path) if path else "environment"
     values = _top(data, where, env)
     for name, cls in _SECTIONS.items():
-        values[name] = _section(cls, data.get(name, {}), f"{where} [{name}]", _from_env(name, env))
+        given = {"root": Path(env["INGEST_STORE"])} if name == "store" and env.get("INGEST_STORE") else {}
+        values[name] = _section(cls, data.get(name, {}), f"{where} [{name}]", given)
     root = Path(values["store"].root).expanduser()
     values["store"] = dataclasses.replace(values["store"], root=Path(os.path.abspath(root)))
-    values["file_roots"] = _file_roots(data.get("files", {}), where)
+    roots = _section(_Files, data.get("files", {}), f"{where} [files]").roots
+    values["file_roots"] = tuple(str(Path(path).expanduser()) for path in roots)
     values["connections"] = _connections(data.get("connections", {}), where, env)
     return Settings(config_path=path, **values)
 
@@ -336,12 +330,10 @@ def _top(data: Mapping[str, Any], where: str, env: Mapping[str, str]) -> dict[st
         elif not isinstance(value, str):
             raise ConfigError(at[key], f"must be a string, not {value!r}")
     redis_url = values.setdefault("redis_url", DEFAULT_REDIS_URL)
-    for key in ("broker_url", "result_url", "ledger_url"):
-        values.setdefault(key, redis_url)
     for key in ("redis_url", "broker_url", "result_url", "ledger_url"):
-        check_redis_url(values[key], at.get(key, key))
+        check_redis_url(values.setdefault(key, redis_url), at.get(key, key))
     values.setdefault("node", socket.gethostname() or "localhost")
-    if not is_node_name(values["node"]):
+    if not NODE_NAME.fullmatch(values["node"]):
         raise ConfigError(at.get("node", "INGEST_NODE"), f"{values['node']!r} must be letters, digits, '_', '.' or '-'")
     values.setdefault("concurrency", max(4, os.cpu_count() or 1) + 1)
     if values["concurrency"] < 2:
@@ -362,15 +354,6 @@ def _number(value: Any, kind: type[int] | type[float], where: str) -> int | floa
         return kind(value)
     except (ValueError, TypeError):
         raise ConfigError(where, f"must be a {'whole ' * (kind is int)}number, not {value!r}") from None
-
-
-def _from_env(section: str, env: Mapping[str, str]) -> dict[str, Any]:
-    return {"root": Path(env["INGEST_STORE"])} if section == "store" and env.get("INGEST_STORE") else {}
-
-
-def is_node_name(name: str) -> bool:
-    """Whether a node may be called so: its name becomes part of queue and file names."""
-    return bool(_NAME.fullmatch(name))
 
 
 def check_redis_url(url: str, where: str) -> None:

@@ -19,7 +19,7 @@ from ingest.errors import JobFailed, NoDataNode, StoreError, UnknownConnection, 
 from ingest.ledger import JobLedger, NewUnit, WorkerInfo, batched
 from ingest.model import AnySource, JobOptions, as_sources
 from ingest.placement import choose_queue
-from ingest.settings import Settings, check_redis_url, current, is_node_name
+from ingest.settings import NODE_NAME, Settings, check_redis_url, current
 from ingest.store import Store
 
 
@@ -186,7 +186,7 @@ class Client:
                 raise NoDataNode(f"placement 'here': no live node has the store {self.settings.store.root}")
             return f"node:{here[0]}"
         node = placement.removeprefix("node:")
-        if not is_node_name(node):
+        if not NODE_NAME.fullmatch(node):
             raise UsageError(f"placement={placement!r} must be here, any, spread or the name of a node")
         if require_node and node not in {w.node for w in workers}:
             raise NoDataNode(f"placement {node!r} (alive: {', '.join(sorted({w.node for w in workers})) or 'none'})")

@@ -28,7 +28,7 @@ _NEEDED = (
 _READY_S = 60.0  # two seconds on a quiet machine; importing moto from a cold disk takes the longest
 _STOP_S = 5.0
 _LOOK_S = 0.02
-_TAIL_LINES = 30
+_TAIL_LINES = 15
 
 
 def check_installed() -> None:

@@ -20,11 +20,11 @@ from ingest.client import Job
 from ingest.dataset import StreamingDataset
 from ingest.demo import data
 from ingest.demo.interrupts import Interrupts
-from ingest.errors import ServiceFailed
+from ingest.errors import IngestError, ServiceFailed
 
 BATCH = 32
 WORKERS = 2
-_STALL_S = 60.0  # for the next file of the order; they take about a second each
+_STALL_S = 30.0  # for the next file of the order; they take about a second each
 
 #: Pictures, float32 of shape (n, 1, SIDE, SIDE) in [0, 1]; labels, int64 of shape (n,); samples by kind of source.
 Batch = tuple[Tensor, Tensor, Counter[str]]
@@ -43,7 +43,8 @@ class Trained:
 
 def train(job: Job, submitted: float, interrupts: Interrupts, stepped: Callable[[int, float], None]) -> Trained:
     """One pass over all samples of the job. ``submitted`` is :func:`time.monotonic` of then; ``stepped(steps, loss)``
-    is called after each step. Raises what the dataset raises, but not for a source that failed."""
+    is called after each step. Raises :class:`ServiceFailed` when the batches stop
+    coming, which they do not for a source that failed."""
     torch.manual_seed(0)
     torch.set_num_threads(1)  # for so small a network more threads only wait for each other, and for everybody else
     model = _model()
@@ -113,8 +114,9 @@ def _batches(dataset: StreamingDataset, interrupts: Interrupts) -> Iterator[Batc
     while True:
         try:
             batch = next(batches, None)
-        except RuntimeError as error:  # what torch says of a worker that was killed, for want of memory for one
-            raise ServiceFailed("demo", f"the DataLoader gave up: {error}") from error
+        except (RuntimeError, IngestError) as error:  # RuntimeError is torch's, for a worker that was killed
+            said = str(error).strip().splitlines()[-1]  # what comes from a worker has its traceback above
+            raise ServiceFailed("demo", f"no more batches: {said}") from error
         if batch is None:
             return
         yield batch

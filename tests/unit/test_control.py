@@ -75,15 +75,15 @@ def test_each_reason_to_stop_and_it_stays(ledger: WorkLedger, why: str) -> None:
 
 
 def test_a_cancelled_job_goes_on_while_another_wants_the_same(ledger: WorkLedger) -> None:
-    job, other = submit(ledger, 1), submit(ledger, 1)
+    submit(ledger, 1), submit(ledger, 1)
     mine, theirs = claim(ledger), claim(ledger, "w2")
     ledger.takeoff(mine, ["k"])
     ledger.takeoff(theirs, ["k"])
     watch = control(ledger, mine)
     watch.flights = ["k"]
-    ledger.sweep("cancel", job)
+    ledger.sweep("cancel", mine.job)
     watch.advance(1)
-    ledger.sweep("cancel", other)
+    ledger.sweep("cancel", theirs.job)
     with pytest.raises(Interrupted, match="cancelled"):
         watch.advance(1)
 

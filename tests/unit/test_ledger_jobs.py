@@ -301,14 +301,14 @@ class TestFlights:
         assert record and record.due_ms > ledger.now_ms() + 20_000
 
     def test_wanted_by_a_job_that_lives(self, ledger: WorkLedger) -> None:
-        a, b = submit(ledger, 1), submit(ledger, 1)
+        submit(ledger, 1), submit(ledger, 1)
         first, second = claim(ledger, "w1"), claim(ledger, "w2")
         ledger.takeoff(first, ["k"])
         assert not ledger.wanted(["k"]) and not ledger.wanted([])
         ledger.takeoff(second, ["k"])
-        ledger.sweep("cancel", a)
+        ledger.sweep("cancel", first.job)
         assert ledger.wanted(["k"]) and ledger.wanted(["x", "k"]) and not ledger.wanted(["x"])
-        ledger.sweep("cancel", b)
+        ledger.sweep("cancel", second.job)
         assert not ledger.wanted(["k"])
 
 

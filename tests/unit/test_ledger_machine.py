@@ -255,7 +255,8 @@ def test_whatever_clients_and_workers_do(url: str) -> None:
         settings=settings(
             max_examples=20,
             stateful_step_count=50,
-            derandomize=True, phases=[Phase.generate],
+            derandomize=True,
+            phases=[Phase.generate],
             deadline=None,
             suppress_health_check=[*HealthCheck],
         ),

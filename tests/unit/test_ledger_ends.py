@@ -1,0 +1,182 @@
+"""How a unit comes back or ends in the ledger, and what is left when its job is forgotten. In a real Redis."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from ingest.ledger import Claim, Result, WorkLedger
+from ingest.model import Failure, JobOptions
+from tests.servers.redis import redis_server
+from tests.unit.ledgers import (
+    PLANS,
+    QUEUE,
+    check,
+    claim,
+    connect,
+    done,
+    failed,
+    file,
+    happened,
+    plan,
+    ripen,
+    shards,
+    state,
+    submit,
+)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+@pytest.fixture
+def ledger(url: str) -> Iterator[WorkLedger]:
+    made = connect(url)
+    yield made
+    made.close()
+
+
+def commit(ledger: WorkLedger, work: Claim, end: str = "done") -> bool:
+    result = failed(work.unit) if end == "failed" else Result() if end == "cancelled" else done()
+    return ledger.commit(work, end, result, ()).ok
+
+
+class TestComingBack:
+    def test_later(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 1)
+        work = claim(ledger)
+        assert ledger.back(work, 30, True, "FetchTimeout: no data", done(2), ()) == (True, 0, QUEUE)
+        (record,) = ledger.units(job, ["0"])
+        assert record and (record.state, record.attempts, record.reason) == ("due", 1, "FetchTimeout: no data")
+        assert 29_000 < record.due_ms - ledger.now_ms() <= 30_000
+        assert ledger.claim("w1", "1:1", 9, [QUEUE]) is None and ledger.meta(job)["retries"] == "1"
+        check(ledger, job)
+        ripen(ledger, work.unit)
+        again = claim(ledger)
+        assert (again.unit, again.record.attempts, again.earlier) == (work.unit, 1, done(2))
+        assert happened(ledger, job, "part") == [("part", "0", "")]
+        check(ledger, job)
+
+    def test_it_matures_by_itself(self, ledger: WorkLedger) -> None:
+        submit(ledger, 1)
+        ledger.back(claim(ledger), 0.05, True, "", None, ())
+        assert ledger.claim("w1", "1:1", 9, [QUEUE]) is None
+        ends = time.monotonic() + 5
+        while ledger.claim("w1", "1:1", 9, [QUEUE]) is None:
+            assert time.monotonic() < ends
+
+    def test_a_repeated_back_or_commit_is_one(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 1)
+        work = claim(ledger)
+        for _ in range(3):
+            assert ledger.back(work, 0, True, "x", done(), ()).ok
+        assert ledger.meta(job)["retries"] == "1"
+        work = claim(ledger)
+        for _ in range(3):
+            assert ledger.commit(work, "done", done(2), ()).ok
+        assert (ledger.meta(job)["files_done"], ledger.meta(job)["bytes"]) == ("2", "20")
+        assert len(happened(ledger, job, "shard", "end")) == 2
+        check(ledger, job)
+
+    def test_bytes_of_more_than_32_bits(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 2)
+        for _ in range(2):
+            ledger.commit(claim(ledger), "done", done(3, 7 << 40), ())
+        assert ledger.meta(job)["bytes"] == str(6 * (7 << 40))
+
+    def test_what_comes_back_of_a_cancelled_job_ends_there(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 1)
+        work = claim(ledger)
+        ledger.sweep("cancel", job)
+        assert ledger.progress(work, 1) == "cancelled"
+        assert ledger.back(work, 60, True, "x", done(), ()).ok
+        assert (state(ledger, work.unit), ledger.meta(job)["state"]) == ("cancelled", "cancelled")
+        assert Result.unpacked(ledger.results(job, ["0"])[0]) == done()
+        check(ledger, job)
+
+
+class TestEnding:
+    def test_states_of_a_job(self, ledger: WorkLedger) -> None:
+        for ends, expected in ((["done", "done"], "done"), (["done", "failed"], "failed")):
+            job = submit(ledger, len(ends))
+            for end in ends:
+                assert commit(ledger, claim(ledger), end)
+                check(ledger, *ledger.recent(9))
+            assert ledger.meta(job)["state"] == expected
+            assert happened(ledger, job, "end") == [("end", "", expected)]
+
+    def test_results_and_failures_come_back(self, ledger: WorkLedger) -> None:
+        submit(ledger, 1)
+        work = claim(ledger)
+        result = Result(
+            (file(0), file(1)), (Failure("u", "Throttled", "slow", 3, work.unit, "n1", (0, 2), ("slow", 5.0)),)
+        )
+        ledger.commit(work, "failed", result, ())
+        (packed,) = ledger.results(work.job, ["0"])
+        assert Result.unpacked(packed) == result
+        assert ledger.meta(work.job)["files_failed"] == "1"
+
+    def test_the_outbox_holds_what_ended_until_it_is_reported(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 2, options=JobOptions(reply=True))
+        assert not ledger.wants_reply(job)
+        for _ in range(2):
+            commit(ledger, claim(ledger))
+        assert ledger.wants_reply(job)
+        members = {f"{job}.0", f"{job}.1", job}
+        assert {m.decode() for m in ledger.redis.zrange(ledger.key("outbox"), 0, -1)} == members
+        tick = ledger.tick(0, 900)
+        assert tick and tick.outbox == []  # whoever committed them gets a moment
+        for member in members:
+            ledger.redis.zadd(ledger.key("outbox"), {member: 1})
+        tick = ledger.tick(0, 900)
+        assert tick and set(tick.outbox) == members
+        ledger.reported(job)
+        tick = ledger.tick(0, 900)
+        assert tick and set(tick.outbox) == members - {job}
+
+    def test_what_is_tried_again_has_no_result_to_report(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 1, options=JobOptions(reply=True))
+        commit(ledger, claim(ledger), "failed")
+        ledger.sweep("retry", job)
+        assert ledger.redis.zcard(ledger.key("outbox")) == 0 and not ledger.wants_reply(job)
+
+    def test_forgetting_leaves_nothing(self, ledger: WorkLedger) -> None:
+        job, _ = ledger.create(JobOptions(), "key")
+        ledger.add(job, "p", 0, 0, [plan()])
+        ledger.seal(job)
+        work = claim(ledger, queues=(PLANS,))
+        ledger.add_planned(work, "2", shards(0, 2))
+        ledger.commit(work, "done", Result(), ())
+        for _ in range(2):
+            work = claim(ledger)
+            ledger.takeoff(work, ["k"])
+            ledger.progress(work, 5)
+            ledger.commit(work, "done", done(), ["k"])
+            ledger.reported(work.unit)
+        ledger.forget(job)
+        left = {k.decode() for k in ledger.redis.scan_iter()}
+        named = {key for key in left if job in key}
+        for key in left - named:
+            kind = ledger.redis.type(key)
+            reads = {b"zset": "zrange", b"set": "smembers", b"hash": "hgetall", b"string": "get"}
+            value = getattr(ledger.redis, reads[kind])(key, *((0, -1) if kind == b"zset" else ()))
+            named |= {key} if job in str(value) else set()
+        assert named == set()
+        own = {ledger.key(*k) for k in [("epoch",), ("fence",), ("queues",), ("vtime", QUEUE), ("vtime", PLANS)]}
+        assert left <= own
+        assert ledger.create(JobOptions(), "key")[0] != job
+
+    def test_a_job_that_came_back_to_life_is_not_forgotten(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 1)
+        commit(ledger, claim(ledger), "failed")
+        ledger.redis.zadd(ledger.key("expire"), {job: 1})
+        tick = ledger.tick(0, 900)
+        assert tick and tick.expired == [job]
+        ledger.sweep("retry", job)
+        ledger.forget(job)
+        assert commit(ledger, claim(ledger)) and ledger.meta(job)["state"] == "done"
