@@ -192,7 +192,8 @@ class Failure(Record):
 
 @dataclass(frozen=True)
 class JobOptions(Record):
-    """What applies to all of a job. ``placement``: ``here``, ``any``, ``spread`` or the name of a node."""
+    """What applies to all of a job. ``placement``: ``here``, ``any``, ``spread`` or the name of a node.
+    ``request`` is the fingerprint of the sources, so that a key is not used for two lists."""
 
     name: str = ""
     placement: str = "any"
@@ -203,6 +204,7 @@ class JobOptions(Record):
     shard_files: int | None = None
     max_bytes: int | None = None
     reply: bool = False
+    request: str = ""
 
 
 @dataclass(frozen=True)

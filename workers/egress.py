@@ -1,4 +1,4 @@
-"""Which addresses this node may connect to on behalf of a user. Pure: the sockets are in :mod:`workers.wire`.
+"""Which addresses this node may connect to on behalf of a user. Pure: the sockets are in ``fetchers.http.wire``.
 
 What is judged is the address that a connection really has, never a name: names can be made to point anywhere,
 and an address can be written in many ways (decimal, octal, mapped into IPv6).

@@ -120,7 +120,7 @@ def _attempt(ledger: WorkLedger, claim: Claim, transfer: Transfer, control: Cont
     free = ledger.takeoff(claim, keys)
     if free is None:
         raise Interrupted("lost")
-    control.flights = keys
+    control.flights = [key for key, ours in zip(keys, free, strict=True) if ours]
     outcome.busy = [spec for spec, ours in zip(todo, free, strict=True) if not ours]
     _transfer_all(transfer, [spec for spec, ours in zip(todo, free, strict=True) if ours], claim, control, outcome)
 
@@ -178,7 +178,8 @@ def _too_long(transfer: Transfer, stop: Interrupted) -> str:
         return "did not arrive before the job's deadline"
     return (
         f"took longer than the time slice of {limits.soft_s:g} s, and what came cannot be continued (the origin "
-        "gives no strong ETag with ranges, or it is a query); raise [limits] soft_s and hard_s, or cut it into more partitions"
+        "gives no strong ETag with ranges, or it is a query); "
+        "raise [limits] soft_s and hard_s, or cut it into more partitions"
     )
 
 
@@ -209,7 +210,8 @@ def _settle(
     if outcome.stopped == "lost":
         return Settled(False, 0, ""), "lost", "the lease was lost: another worker has it, or its job is gone"
     if outcome.stopped == "cancelled":
-        return ledger.commit(claim, "cancelled", result, control.flights), "cancelled", "its job was cancelled"
+        settled = ledger.commit(claim, "cancelled", result, control.flights)
+        return settled, "cancelled" if settled.ok else "lost", "its job was cancelled"
     if outcome.stopped and not outcome.transient:
         reason = "handed back at shutdown" if outcome.stopped == "stopping" else "time slice over, handed back"
         return _later(node, ledger, claim, result, control, 0, False, reason)

@@ -227,6 +227,8 @@ def _row_spec(source: Manifest, line: int, row: dict[str, Any]) -> FileSpec:
     check_source_text(uri)
     digest = ":".join(parse_digest(str(row["digest"]))) if row.get("digest") else None
     size = int(row["size"]) if row.get("size") not in (None, "") else None
+    if size is not None and size < 0:
+        raise UsageError(f"a size of {size} bytes cannot be")
     return FileSpec(0, line, uri, digest, size, source.connection)
 
 

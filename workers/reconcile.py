@@ -12,7 +12,6 @@ from celery import Celery
 
 from ingest.app import FETCH_QUEUE, PLAN_QUEUE
 from ingest.doorbell import ring
-from ingest.errors import UnknownJob
 from ingest.ledger import WorkerInfo, WorkLedger
 from ingest.placement import rendezvous
 from ingest.store import Store
@@ -41,10 +40,7 @@ class Reconciler:
         if tick is None:
             return
         for member in tick.outbox:
-            try:
-                report(self._app, self._ledger, self._store, member)
-            except UnknownJob:
-                self._ledger.reported(member)
+            report(self._app, self._ledger, self._store, member)
         for job in tick.expired:
             self._ledger.forget(job)
             log.info("job.expired", extra={"job": job})

@@ -72,9 +72,7 @@ def fetch(
             if stays:
                 raise
             what = f" ({error.waiting_for})" if error.waiting_for else ""
-            complain(
-                f"not finished after {timeout_s:g} s{what}; the service that was started for it ends, and so does the job"
-            )
+            complain(f"not finished after {timeout_s:g} s{what}; its own service ends now, and the job with it")
             raise click.exceptions.Exit(1) from None
         files = job.files(timeout=max(1.0, end - time.monotonic()))
         failures = job.failures()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
+import json
 import os
 import time
 from collections import Counter
@@ -91,9 +93,13 @@ class Client:
             deadline_s=deadline_s,
             shard_files=shard_files,
             max_bytes=max_bytes,
+            request=_fingerprint(wanted) if key is not None else "",
         )
         job, _ = self.ledger.create(options, key)
-        if self.ledger.meta(job)["sealed"] == "0":
+        meta = self.ledger.meta(job)
+        if JobOptions.from_json(json.loads(meta["options"])).request != options.request:
+            raise UsageError(f"key {key!r} is job {job}'s, which asks for other sources; take another key")
+        if meta["sealed"] == "0":
             self._write(job, wanted, options, [w.node for w in workers])
         return self._job(job)
 
@@ -191,6 +197,14 @@ class Client:
         if require_node and node not in {w.node for w in workers}:
             raise NoDataNode(f"placement {node!r} (alive: {', '.join(sorted({w.node for w in workers})) or 'none'})")
         return f"node:{node}"
+
+
+def _fingerprint(sources: list[AnySource]) -> str:
+    """What tells one request from another. Cheap: it is made of a million sources, too."""
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(repr(source).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:32]
 
 
 def _new_unit(job: str, unit: Unit, options: JobOptions, nodes: list[str]) -> tuple[NewUnit, str]:

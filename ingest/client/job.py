@@ -14,7 +14,7 @@ from ingest.client.reader import JobReader, describe
 from ingest.client.submission import positive
 from ingest.doorbell import ring
 from ingest.errors import WaitTimeout
-from ingest.ledger import JobLedger, Result
+from ingest.ledger import JobLedger, Result, UnitRecord, batched
 from ingest.model import TERMINAL_JOB, Failure, JobStatus
 from ingest.settings import Settings
 from ingest.store import Store
@@ -134,31 +134,35 @@ class Job:
         return [file.path for file in self.files(timeout)]
 
     def failures(self) -> list[Failure]:
-        """What failed for good so far: source, error, reason, attempts and shard."""
-        found = [failure for result in self._results() for failure in result.failures]
-        found += self._never_came()
-        meta = self._ledger.meta(self.id)
-        if meta.get("error"):
-            found.append(Failure(self.id, "PermanentFetchError", meta["error"], 0, self.id, index=(1 << 53, 0)))
-        return sorted(found, key=lambda failure: failure.index)
+        """What failed for good so far: source, error, reason, attempts, shard. What is being tried again is not here."""
+        records = list(self._ledger.all_units(self.id))
+        failed = [r for r in records if r.failed]
+        ended = [r for r in records if r.state in {"cancelled", "quarantined"}]
+        found: dict[tuple[int, int], Failure] = {}
+        for some in batched(failed, 100):
+            for packed in self._ledger.results(self.id, [r.number for r in some]):
+                found |= {failure.index: failure for failure in Result.unpacked(packed).failures}
+        for some in batched(ended, 100):
+            for failure in self._never_came(some):
+                found.setdefault(failure.index, failure)
+        error = self._ledger.meta(self.id).get("error")
+        last = [Failure(self.id, "PermanentFetchError", error, 0, self.id)] if error else []
+        return [found[index] for index in sorted(found)] + last
 
-    def _never_came(self) -> Iterator[Failure]:
+    def _never_came(self, records: list[UnitRecord]) -> Iterator[Failure]:
         """The files of shards that ended without a worker's word on them: cancelled, or quarantined."""
-        records = [r for r in self._ledger.all_units(self.id) if r.state in {"cancelled", "quarantined"}]
-        for at in range(0, len(records), 100):
-            some = records[at : at + 100]
-            numbers = [r.unit.rpartition(".")[2] for r in some]
-            both = zip(some, self._ledger.specs(self.id, numbers), self._ledger.results(self.id, numbers), strict=True)
-            for record, specs, packed in both:
-                arrived = {(f.source, f.part) for f in Result.unpacked(packed).files}
-                cancelled = record.state == "cancelled"
-                error, reason = ("Cancelled", "the job was cancelled") if cancelled else ("Quarantined", record.reason)
-                tries = record.attempts if cancelled else record.deaths
-                for spec in specs:
-                    # The piece of planning of a source lists it as its own first.
-                    place = (record.source if ".p" in record.unit else spec.source, spec.part)
-                    if place not in arrived:
-                        yield Failure(spec.uri, error, reason, tries, record.unit, index=place)
+        numbers = [r.number for r in records]
+        both = zip(records, self._ledger.specs(self.id, numbers), self._ledger.results(self.id, numbers), strict=True)
+        for record, specs, packed in both:
+            arrived = {(f.source, f.part) for f in Result.unpacked(packed).files}
+            cancelled = record.state == "cancelled"
+            error, reason = ("Cancelled", "the job was cancelled") if cancelled else ("Quarantined", record.reason)
+            tries = record.attempts if cancelled else record.deaths
+            for spec in specs:
+                # The piece of planning of a source lists it as its own first.
+                place = (record.source if record.is_plan else spec.source, spec.part)
+                if place not in arrived:
+                    yield Failure(spec.uri, error, reason, tries, record.unit, index=place)
 
     def _results(self) -> Iterator[Result]:
         meta = self._ledger.meta(self.id)

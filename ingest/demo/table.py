@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ingest.demo import data
+from ingest.demo.origins import PACE
 from ingest.demo.report import Report
 
 _COLUMNS = ("source", "", "files", "bytes", "samples", "retries", "failed")
@@ -50,6 +51,7 @@ def _lines(report: Report) -> list[tuple[str, str]]:
     trained = sum(row.trained for row in report.rows)
     return [
         ("data", "generated here (noisy digits, drawn from bitmaps): nothing was downloaded from outside"),
+        ("origins", f"real servers on this machine; HTTP is held to {PACE // 1000} kB/s a connection"),
         (
             "streaming",
             f"first batch {report.first_batch_s:.2f} s after the job was submitted, last file after "

@@ -43,8 +43,8 @@ class Trained:
 
 def train(job: Job, submitted: float, interrupts: Interrupts, stepped: Callable[[int, float], None]) -> Trained:
     """One pass over all samples of the job. ``submitted`` is :func:`time.monotonic` of then; ``stepped(steps, loss)``
-    is called after each step. Raises :class:`ServiceFailed` when the batches stop
-    coming, which they do not for a source that failed."""
+    is called after each step. Raises :class:`ServiceFailed` when no more batches come, though not for a source that
+    failed."""
     torch.manual_seed(0)
     torch.set_num_threads(1)  # for so small a network more threads only wait for each other, and for everybody else
     model = _model()

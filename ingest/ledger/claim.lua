@@ -34,13 +34,8 @@ for at = 6, #ARGV do
       else
         local vtime = P .. 'vtime:' .. queue
         if tonumber(best[2]) > tonumber(redis.call('GET', vtime) or '0') then redis.call('SET', vtime, best[2]) end
-        -- The epoch tells a ledger from one that was flushed, whose counter began again.
-        local epoch = redis.call('GET', P .. 'epoch')
-        if not epoch then
-          epoch = CLOCK[1] .. '.' .. CLOCK[2]
-          redis.call('SET', P .. 'epoch', epoch)
-        end
-        rec.f = epoch .. '-' .. string.format('%d', redis.call('INCR', P .. 'fence'))
+        -- The clock beside the counter: a ledger that was flushed, or restored from an older file, counts anew.
+        rec.f = CLOCK[1] .. '.' .. CLOCK[2] .. '-' .. string.format('%d', redis.call('INCR', P .. 'fence'))
         rec.w, rec.x, rec.xw, rec.bo, rec.wk = worker, nil, nil, nil, nil
         set_state(job, n, rec, 'leased')
         save(job, n, rec)

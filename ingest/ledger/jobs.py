@@ -65,6 +65,15 @@ class UnitRecord:
     reason: str
     failed: int
 
+    @property
+    def number(self) -> str:
+        """``"7"`` for a shard, ``"p0"`` for a piece of planning."""
+        return self.unit.rpartition(".")[2]
+
+    @property
+    def is_plan(self) -> bool:
+        return self.number.startswith("p")
+
     @classmethod
     def parse(cls, unit: str, data: bytes | str) -> UnitRecord:
         r = json.loads(data)
@@ -101,8 +110,8 @@ class JobLedger(Ledger):
         return text(found), bool(made)
 
     def add(self, job: str, kind: str, start: int, upto: int, units: Sequence[NewUnit]) -> str:
-        """Shards (kind ``""``) or pieces of planning (``"p"``), the first of which is the submitter's ``start``th of its
-        kind: what was added before is not added again. ``ok``, ``cancelled`` or ``unknown``."""
+        """Shards (kind ``""``) or pieces of planning (``"p"``), the first of which is the submitter's ``start``th of
+        its kind: what was added before is not added again. ``ok``, ``cancelled`` or ``unknown``."""
         args = [value for unit in units for value in unit]
         return text(self.run("add", job, kind, start, upto, "", "", "", *args))
 

@@ -56,11 +56,11 @@ class Claim:
 
     @property
     def number(self) -> str:
-        return self.unit.rpartition(".")[2]
+        return self.record.number
 
     @property
     def is_plan(self) -> bool:
-        return self.number.startswith("p")
+        return self.record.is_plan
 
 
 class Settled(NamedTuple):

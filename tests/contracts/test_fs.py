@@ -16,9 +16,9 @@ from ingest.model import FileSpec, Source
 from ingest.settings import Connection, Egress, Settings
 from tests.contracts.contract import SOME_MB, CutContract, FetcherCase, FetcherContract
 from tests.servers.ftp import Ftp
-from workers import files
 from workers.fetchers.base import Context
-from workers.fetchers.fs import FsFetcher, missing_packages
+from workers.fetchers.fs import files
+from workers.fetchers.fs.fetcher import FsFetcher, missing_packages
 
 
 class FileCase(FetcherCase):

@@ -19,8 +19,8 @@ from ingest.store.scratch import Scratch
 from tests.contracts.contract import FetcherContract
 from tests.servers.s3 import S3Server, s3_server
 from workers.fetchers.base import Context, Interrupted, Known
-from workers.fetchers.s3 import RANGE_BYTES, RANGES_PER_PROCESS, S3Fetcher
-from workers.s3read import plain
+from workers.fetchers.s3.fetcher import RANGE_BYTES, RANGES_PER_PROCESS, S3Fetcher
+from workers.fetchers.s3.read import plain
 
 BIG = os.urandom(1 << 20) * 29 + b"tail"  # four ranges, the last one short
 
@@ -262,7 +262,7 @@ def listed(server: S3Server) -> dict[str, bytes]:
 def test_a_prefix_is_listed_in_key_order_over_many_pages(
     listed: dict[str, bytes], context: Context, fetcher: S3Fetcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.fetchers.s3.PAGE_KEYS", 50)
+    monkeypatch.setattr("workers.fetchers.s3.fetcher.PAGE_KEYS", 50)
     found = list(fetcher.expand(Source("s3://listed/train/", connection="lake"), context))
     want = sorted(key for key in listed if key.startswith("train/") and key not in {"train/", "train/sub/"})
     assert [spec.uri for spec in found] == [f"s3://listed/{key}" for key in want]
@@ -558,6 +558,6 @@ def test_a_shared_profile_by_name(
 
 
 def test_no_secret_in_any_repr(server: S3Server, context: Context) -> None:
-    from workers.s3client import Profile
+    from workers.fetchers.s3.client import Profile
 
     assert server.secret not in repr(Profile.of(context)) + repr(context)

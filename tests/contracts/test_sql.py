@@ -25,9 +25,8 @@ from ingest.model import FileSpec, Source, Sql
 from ingest.settings import Connection, Limits, Settings
 from ingest.store.scratch import Scratch
 from tests.servers.postgres import PostgresServer, postgres_server
-from workers import databases
 from workers.fetchers.base import Context, Interrupted
-from workers.fetchers.sql import SqlFetcher
+from workers.fetchers.sql import SqlFetcher, databases
 
 ROWS = 1000
 SAMPLES = """

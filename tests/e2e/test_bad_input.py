@@ -1,5 +1,5 @@
-"""What a program may do wrong, or may be done to it: typed errors at submit, jobs cancelled at any time, clients that are
-killed half-way, two that ask for the same, a ledger that is wiped."""
+"""What a program may do wrong, or may be done to it: typed errors at submit, jobs cancelled at any time, clients that
+are killed half-way, two that ask for the same, a ledger that is wiped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import ingest
-from ingest.settings import load
+from ingest.dataset import StreamingDataset
 from tests.servers.http import Origin, file
 from tests.servers.node import Service, running_service, until
 
@@ -21,7 +21,9 @@ from tests.servers.node import Service, running_service, until
 @pytest.fixture(scope="module")
 def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A Redis and no data node, with a store of its own."""
-    with running_service(tmp_path_factory.mktemp("nobody"), workers=0) as started:
+    with running_service(
+        tmp_path_factory.mktemp("nobody"), workers=0, config="[limits]\nnode_grace_s = 1.5\n"
+    ) as started:
         yield started
 
 
@@ -150,7 +152,7 @@ def test_no_data_node_is_said_within_seconds_or_queued(nobody: Service, origin: 
     begun = time.monotonic()
     with pytest.raises(ingest.NoDataNode, match="require_node=False"):
         client.submit(url)
-    assert 1 < time.monotonic() - begun < 8
+    assert 1 < time.monotonic() - begun < 6
     for placement in ("here", "spread"):
         with pytest.raises(ingest.NoDataNode, match=placement):
             client.submit(url, placement=placement, require_node=False)
@@ -198,8 +200,6 @@ def test_cancelled_while_it_is_planned_fetched_retried_and_done(service: Service
     assert [f.error for job in jobs for f in job.failures()] == ["Cancelled"] * 3
     assert [f.path.read_bytes() for f in jobs[3].files()] == [b"done"]
     with pytest.raises(ingest.JobFailed, match="Cancelled"):
-        from ingest.dataset import StreamingDataset
-
         list(StreamingDataset(jobs[1], timeout=5))
     planned.open.set()
     fetched.open.set()
@@ -307,16 +307,16 @@ print(job.status().state)
     assert done[0].stdout.split("\n") == ["near", "at last", "done", ""], done[0].stderr
 
 
-def test_a_wiped_ledger_is_an_error_and_no_hang(own_service: Service, origin: Origin) -> None:
+def test_a_wiped_ledger_is_an_error_and_no_hang(service: Service, origin: Origin) -> None:
     gate = Gate()
-    client = own_service.client()
+    client = service.client()
     job = client.submit(origin.on("/lost.bin", gate))
     until(gate.asked.is_set, "the download has begun")
     raised: list[BaseException] = []
 
     def wait() -> None:
         try:
-            own_service.client().job(job.id).wait(timeout=60)
+            service.client().job(job.id).wait(timeout=60)
         except ingest.IngestError as error:
             raised.append(error)
 
@@ -329,4 +329,3 @@ def test_a_wiped_ledger_is_an_error_and_no_hang(own_service: Service, origin: Or
     gate.open.set()
     url = origin.put("/after.bin", b"after")
     assert client.fetch(url, timeout=30)[0].read_bytes() == b"after", "the node goes on"
-    assert load(own_service.env).node == "n1"

@@ -1,4 +1,4 @@
-"""A real Flower beside a running service: a task for each unit of work, with job, shard and origin, and how it ended."""
+"""A real Flower beside a running service: a task for each unit of work, with its job, shard and origin, and its end."""
 
 from __future__ import annotations
 

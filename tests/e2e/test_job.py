@@ -113,8 +113,9 @@ def test_retry_runs_just_what_failed(service: Service, origin: Origin) -> None:
     job = service.client().submit([*good, later])
     assert job.wait(timeout=30).state == "failed"
     before = origin.count()
-    origin.put("/later.bin", b"now")
-    assert job.retry().wait(timeout=30).state == "done"
+    origin.on("/later.bin", slow_start(0.5, file(b"now")))
+    assert job.retry().failures() == [], "what is tried again has not failed"
+    assert job.wait(timeout=30).state == "done"
     assert job.failures() == [] and len(job.files()) == 4 and origin.count() == before + 1
 
 
@@ -151,6 +152,8 @@ def test_the_same_key_is_the_same_job(service: Service, origin: Origin) -> None:
     job = client.submit(url, key="run-7")
     assert client.submit(url, key="run-7").id == job.id
     assert client.submit(url, key="run-8").id != job.id
+    with pytest.raises(ingest.UsageError, match="run-7"):
+        client.submit(origin.url("/other.bin"), key="run-7")
 
 
 def test_attach_before_during_and_after(service: Service, origin: Origin) -> None:

@@ -1,4 +1,4 @@
-"""Several data nodes, each with its own store: placement, what is local to whom, and the slot that is kept for planning."""
+"""Several data nodes, each with its own store: placement, what is local to whom, and the slot kept for planning."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def _config(s3: S3Server, postgres: PostgresServer, http: Origin, root: Path) ->
         "pg-wrong": {"url": as_reader, "password": "pg-Wrong-Pass-77"},
         "lite": {"url": f"sqlite:///{root}/a%20b.sqlite"},
         "site": {"bearer": "http-Right-Bearer-77", "match": http.url("/private/")},
-        "site-wrong": {"bearer": "http-Wrong-Bearer-77"},
+        "site-wrong": {"bearer": "http-Wrong-Bearer-77", "match": http.url("/")},
     }
     lines = ["[retry]", "base_s = 0.1"]
     for name, values in profiles.items():
@@ -370,13 +370,15 @@ def test_a_profile_by_name_and_by_match(world: World) -> None:
         to.head(200 if right else 401, {"Content-Length": "2"})
         to.send(b"in" if right else b"no")
 
-    inside, outside = world.http.on("/private/x", guarded), world.http.on("/public/x", guarded)
+    inside, other = world.http.on("/private/x", guarded), world.http.on("/private/y", guarded)
+    outside = world.http.on("/public/x", guarded)
     client = world.client()
     (by_match,) = client.submit(inside).files(timeout=30)
-    (by_name,) = client.submit(ingest.Source(outside, connection="site")).files(timeout=30)
+    (by_name,) = client.submit(ingest.Source(other, connection="site")).files(timeout=30)
     assert by_match.path.read_bytes() == by_name.path.read_bytes() == b"in"
-    (failure,) = world.fail(outside)
-    assert failure.error == "AccessDenied" and "401" in failure.reason
+    denied, astray = world.fail(outside, ingest.Source(outside, connection="site"))
+    assert denied.error == "AccessDenied" and "401" in denied.reason and "[connections.site-wrong]" in denied.reason
+    assert astray.error == "EgressDenied" and "site" in astray.reason, "a profile's secret goes where its match says"
     rows = ingest.Sql("pg-reader", query="SELECT count(*) AS n FROM samples")
     assert column(client.fetch(rows, timeout=30), "n") == [ROWS]
 

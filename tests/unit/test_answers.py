@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from workers.answers import conditional, content_range, disposition_name, retry_after_s, strong_etag
+from workers.fetchers.http.answers import conditional, content_range, disposition_name, retry_after_s, strong_etag
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 

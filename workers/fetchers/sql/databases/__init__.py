@@ -12,16 +12,16 @@ from importlib import import_module
 from typing import cast
 
 from ingest.errors import BadResponse
-from workers.databases.base import Database
-from workers.databases.errors import edge
 from workers.fetchers.base import Context
+from workers.fetchers.sql.databases.base import Database
+from workers.fetchers.sql.databases.errors import edge
 
 #: SQLAlchemy backend name → module:class. Any other goes to SQLAlchemy itself.
 BACKENDS = {
-    "postgresql": "workers.databases.postgres:PostgresDatabase",
-    "sqlite": "workers.databases.sqlite:SqliteDatabase",
+    "postgresql": "workers.fetchers.sql.databases.postgres:PostgresDatabase",
+    "sqlite": "workers.fetchers.sql.databases.sqlite:SqliteDatabase",
 }
-FALLBACK = "workers.databases.alchemy:AlchemyDatabase"
+FALLBACK = "workers.fetchers.sql.databases.alchemy:AlchemyDatabase"
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Everything that fsspec opens and no other fetcher takes: file, ftp, sftp, gs, az, hf, github and the like.
 
-file:// is read here directly, its paths are in :mod:`workers.files`; all else goes through the fsspec filesystem of the
+file:// is read here directly, its paths are in ``files``; all else goes through the fsspec filesystem of the
 scheme, which is handed the profile's ``options``. Its errors are translated here.
 """
 
@@ -38,9 +38,9 @@ from ingest.errors import (
 from ingest.model import AnySource, FileSpec
 from ingest.names import base_name
 from ingest.store.scratch import Scratch
-from workers import files
 from workers.egress import Policy, parse_address
 from workers.fetchers.base import Context, Fetched, Interrupted, Known
+from workers.fetchers.fs import files
 
 _READ_BYTES = 1 << 20
 #: One request to the origin fetches this much: enough to hide a round trip, and little beside a worker's memory.

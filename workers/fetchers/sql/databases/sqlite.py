@@ -22,8 +22,8 @@ from adbc_driver_sqlite import StatementOptions
 from sqlalchemy.engine import URL
 
 from ingest.settings import Limits
-from workers.databases.base import arrow_schema, check_names, decimal_type, exactly
-from workers.sqlparts import Bound, quoted, text_literal, to_bound
+from workers.fetchers.sql.databases.base import arrow_schema, check_names, decimal_type, exactly
+from workers.fetchers.sql.parts import Bound, quoted, text_literal, to_bound
 
 #: SQLite bounds the columns of a result (2000 by default); five are asked for each.
 _COLUMNS_AT_ONCE = 300

@@ -1,7 +1,7 @@
 """http:// and https://: one GET, its redirects judged hop by hop, the body streamed, a cut-off body continued.
 
-What an answer means is in :mod:`workers.answers`, what may be connected to in :mod:`workers.egress`, the connections in
-:mod:`workers.wire`. Retries are the ledger's: one call here is one attempt.
+What an answer means is in ``answers``, what may be connected to in :mod:`workers.egress`, the connections in
+``wire``. Retries are the ledger's: one call here is one attempt.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from requests.utils import select_proxy
 from ingest.errors import AccessDenied, BadResponse, Truncated, Unsupported
 from ingest.model import AnySource, FileSpec
 from ingest.store.scratch import Scratch
-from workers import answers
 from workers.egress import Policy, Trail
 from workers.fetchers.base import Context, Fetched, Known
-from workers.wire import JudgedAdapter, Watch, watched
+from workers.fetchers.http import answers
+from workers.fetchers.http.wire import JudgedAdapter, Watch, watched
 
 #: What reading from a connection may raise, all translated by answers.client_error.
 _CLIENT_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)

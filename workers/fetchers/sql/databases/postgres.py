@@ -18,8 +18,8 @@ from adbc_driver_postgresql import StatementOptions
 from sqlalchemy.engine import URL
 
 from ingest.settings import Limits
-from workers.databases.base import BATCH_BYTES, check_names, decimal_type, exactly
-from workers.sqlparts import Bound, quoted, text_literal, to_bound
+from workers.fetchers.sql.databases.base import BATCH_BYTES, check_names, decimal_type, exactly
+from workers.fetchers.sql.parts import Bound, quoted, text_literal, to_bound
 
 #: PostgreSQL type → how its text is read, for the types with arithmetic.
 _KEYS: dict[str, Any] = {

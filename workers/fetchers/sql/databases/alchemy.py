@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
 from ingest.settings import Limits
-from workers.databases.base import arrow_schema, check_names
-from workers.sqlparts import Bound, from_bound, to_bound
+from workers.fetchers.sql.databases.base import arrow_schema, check_names
+from workers.fetchers.sql.parts import Bound, from_bound, to_bound
 
 #: Rows per batch, and the rows whose values type the columns of a query.
 _BATCH_ROWS = 8192

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ingest.errors import BadResponse
 from workers.fetchers.base import Context
-from workers.s3client import Profile, client_for, store_for, translate
+from workers.fetchers.s3.client import Profile, client_for, store_for, translate
 
 #: Small enough that a cancelled download is seen soon, large enough that Python's share of the work does not show.
 CHUNK_BYTES = 1 << 20

@@ -1,6 +1,6 @@
 """S3: an object in parallel ranges, pinned to one ETag and written in order with flat memory; prefixes and globs.
 
-How one GET is made is in :mod:`workers.s3read`, how a profile becomes a client in :mod:`workers.s3client`.
+How one GET is made is in ``read``, how a profile becomes a client in ``client``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ingest.errors import BadResponse, NothingMatched, SourceChanged, Truncated,
 from ingest.model import AnySource, FileSpec, Source
 from ingest.store.scratch import Scratch
 from workers.fetchers.base import Context, Fetched, Known
-from workers.s3client import Profile, client_for
-from workers.s3read import NoRange, NotModified, Part, Reader, edge, reader_for, split_uri
+from workers.fetchers.s3.client import Profile, client_for
+from workers.fetchers.s3.read import NoRange, NotModified, Part, Reader, edge, reader_for, split_uri
 
 #: A round trip of 30 ms costs little beside 8 MB, and a range is what a cancelled download may still bring for nothing.
 RANGE_BYTES = 8 << 20

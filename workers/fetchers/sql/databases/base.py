@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from workers.sqlparts import Bound
+from workers.fetchers.sql.parts import Bound
 
 #: A batch in flight: large enough for columnar speed, small beside the 300 MB that a worker may have.
 BATCH_BYTES = 4 << 20

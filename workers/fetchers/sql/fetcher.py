@@ -1,6 +1,6 @@
 """SQL: a table or query as Parquet, one file per partition of the key range, streamed from the driver into the scratch.
 
-Statements and bounds are made in :mod:`workers.sqlparts`, drivers are driven in :mod:`workers.databases`.
+Statements and bounds are made in ``parts``, drivers are driven in ``databases``.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from ingest.errors import BadResponse, MissingExtra, Unsupported
 from ingest.model import AnySource, FileSpec, Sql
 from ingest.store.scratch import Scratch
-from workers import sqlparts
 from workers.fetchers.base import Context, Fetched, Known
+from workers.fetchers.sql import parts
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from workers.databases import Database
+    from workers.fetchers.sql.databases import Database
 
 #: A row group is closed at this size whatever its rows, so that wide rows do not fill the memory.
 ROW_GROUP_BYTES = 32 << 20
@@ -37,7 +37,7 @@ class SqlFetcher:
         scratch.restart()
         with opened(spec.uri, context) as database:
             with edge(spec.uri, context):
-                schema, batches = database.stream(sqlparts.select(database, part), part.get("types"))
+                schema, batches = database.stream(parts.select(database, part), part.get("types"))
             rows = _write(schema, _guarded(batches, lambda: edge(spec.uri, context)), scratch, part["row_group_rows"])
         return Fetched(samples=rows)
 
@@ -64,30 +64,30 @@ class SqlFetcher:
 
 def _databases(uri: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     try:
-        from workers.databases import opened
-        from workers.databases.errors import edge
+        from workers.fetchers.sql.databases import opened
+        from workers.fetchers.sql.databases.errors import edge
     except ImportError as error:
         raise MissingExtra(uri, "ingest[sql]") from error
     return opened, edge
 
 
 def _partitions(source: Sql, database: Database) -> list[dict[str, Any]]:
-    part = sqlparts.whole(source)
-    if types := database.describe(part, sqlparts.select(database, part)):
+    part = parts.whole(source)
+    if types := database.describe(part, parts.select(database, part)):
         part["types"] = types
     key = source.partition_on
     if not key or source.partitions == 1:
         return [part]
-    keys = sqlparts.key_select(database, part, key)
+    keys = parts.key_select(database, part, key)
     found = database.key_range(keys, key)
     if found is None:
         return [part]
-    if sqlparts.can_be_cut(*found):
-        bounds = [sqlparts.to_bound(cut) for cut in sqlparts.cuts(*found, source.partitions)]
+    if parts.can_be_cut(*found):
+        bounds = [parts.to_bound(cut) for cut in parts.cuts(*found, source.partitions)]
     else:
         sampled = database.quantiles(keys, key, source.partitions)
         bounds = [list(bound) for n, bound in enumerate(sampled) if n and bound != sampled[n - 1]]
-    return sqlparts.split(part, key, bounds)
+    return parts.split(part, key, bounds)
 
 
 def _guarded(batches: Iterator[pa.RecordBatch], edge: Callable[[], Any]) -> Iterator[pa.RecordBatch]:
