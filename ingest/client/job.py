@@ -134,7 +134,7 @@ class Job:
         return [file.path for file in self.files(timeout)]
 
     def failures(self) -> list[Failure]:
-        """What failed for good so far: source, error, reason, attempts, shard. What is being tried again is not here."""
+        """What failed for good so far: source, error, reason, attempts, shard. What is tried again is not here."""
         records = list(self._ledger.all_units(self.id))
         failed = [r for r in records if r.failed]
         ended = [r for r in records if r.state in {"cancelled", "quarantined"}]
