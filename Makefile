@@ -8,7 +8,7 @@ SKIPS := $(if $(filter true,$(CI)),-p tests.no_skips)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo up test faults lint format clean
+.PHONY: help venv demo up test lint format clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
