@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,13 @@ import pytest
 
 from tests.servers.http import Origin
 from tests.servers.node import Service, running_service
+
+
+def pytest_configure() -> None:
+    """A shell that runs the tests in the background has made them, and all that they start, deaf to Ctrl-C, which some
+    of them press."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
