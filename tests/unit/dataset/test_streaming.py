@@ -265,7 +265,7 @@ def test_format_and_columns_override(tmp_path: Path) -> None:
         {"rank": 2, "world_size": 2},
         {"read": breaks, "format": "tar"},
     ],
-    ids=str,
+    ids=lambda options: "-".join(options),
 )
 def test_wrong_options_are_refused_before_anything_starts(wrong: dict[str, object]) -> None:
     job = FakeJob()
