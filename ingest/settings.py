@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from ingest.errors import ConfigError
 
@@ -186,8 +186,11 @@ class Settings:
 
 
 def is_under(uri: str, prefix: str) -> bool:
-    """Whether a URI lies under a prefix: ``https://data.corp`` is no prefix of ``https://data.corp.evil.com/``."""
+    """Whether a URI lies under a prefix: ``https://data.corp`` is no prefix of ``https://data.corp.evil.com/``, and
+    ``https://data.corp/public/../private`` is not under ``https://data.corp/public/``, however the dots are written."""
     rest = uri[len(prefix) :]
+    if ".." in re.split(r"[/\\]", unquote(unquote(re.split(r"[?#]", rest, maxsplit=1)[0]))):
+        return False
     return uri.startswith(prefix) and (not rest or prefix.endswith("/") or rest[0] in "/:?#")
 
 

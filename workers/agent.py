@@ -12,18 +12,20 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 
 from ingest.app import app_for
-from ingest.errors import IngestError, LedgerUnavailable
+from ingest.errors import LedgerUnavailable
 from ingest.ledger import WorkLedger
 from ingest.settings import current
 from ingest.store import Store
 from workers import holding, logs
 from workers.logs import log
-from workers.node import started
+from workers.node import parent_of, started
 from workers.reconcile import Reconciler
 
 #: A process that was told to stop and has not moved for so long is stuck in native code: it is killed.
@@ -38,7 +40,8 @@ class Agent:
         self.worker, self.parent, self.slots, self._table = worker, parent, slots, table
         self.ledger = WorkLedger(self.settings, retries=1)
         self.store = Store.open(self.settings.store)
-        self.reconciler = Reconciler(app_for(self.settings), self.ledger, self.store, self.settings.limits.renew_s)
+        own = WorkLedger(self.settings, retries=1)
+        self.reconciler = Reconciler(app_for(self.settings), own, self.store, self.settings.limits.renew_s)
         self.kill_at: float | None = None
         self._idle: set[tuple[str, str]] = set()
         self._told: dict[str, tuple[float, int]] = {}
@@ -62,7 +65,7 @@ class Agent:
         held = self.ledger.held(self.worker)
         alive, dead, idle = [], [], set()
         for unit, (tag, fence) in held.items():
-            lives = _lives(tag)
+            lives = self._lives(tag)
             at_work = lives and holding.holds(self._table, int(tag.partition(":")[0]), unit, fence)
             # A process that has just claimed has not said so yet: only the second look counts.
             if lives and not at_work:
@@ -93,38 +96,55 @@ class Agent:
             elif now - since > STUCK_S and unit in held:
                 self._kill(unit, held[unit][0], "was told to stop and is stuck")
 
+    def _lives(self, tag: str) -> bool:
+        """Whether a process of this worker's pool, and no other of that number, is alive. The tag comes from Redis."""
+        pid, _, begun = tag.partition(":")
+        return pid.isdecimal() and started(int(pid)) == begun and parent_of(int(pid)) in (self.parent, None)
+
     def _kill(self, unit: str, tag: str, why: str) -> None:
-        if _lives(tag):
+        pid = int(tag.partition(":")[0])
+        if self._lives(tag) and pid != self.parent:
             log.warning("process.killed", extra={"shard": unit, "node": self.settings.node, "reason": why})
-            os.kill(int(tag.partition(":")[0]), signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
 
     def run(self) -> None:
         """Until the worker is gone."""
+        # A thread of its own, with a connection of its own: however much there is to make good, the heart beats.
+        # Threads are no danger here: this process does not fork.
+        threading.Thread(target=self._reconcile, name="reconcile", daemon=True).start()
         period = self.settings.limits.renew_s
         while os.getppid() == self.parent:
             begun = time.monotonic()
-            try:
-                self.beat()
-                self.reconciler.step()
-                if self._away:
-                    self._away = False
-                    log.info("ledger.back", extra={"node": self.settings.node})
-            except LedgerUnavailable as error:
-                if not self._away:
-                    log.warning("ledger.unavailable", extra={"node": self.settings.node, "reason": str(error)})
-                self._away = True
-            except (IngestError, OSError) as error:
-                log.error(
-                    "agent.error",
-                    extra={"node": self.settings.node, "error": type(error).__name__, "reason": str(error)},
-                )
+            self._guarded(self.beat)
             time.sleep(max(0.1, period - (time.monotonic() - begun)))
         self.bye()
+
+    def _reconcile(self) -> None:
+        while True:
+            self._guarded(self.reconciler.step)
+            time.sleep(self.settings.limits.renew_s)
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """One round that may fail and is not the last: the ledger can be away, and what lies in it can be damaged."""
+        try:
+            step()
+            if self._away:
+                self._away = False
+                log.info("ledger.back", extra={"node": self.settings.node})
+        except LedgerUnavailable as error:
+            if not self._away:
+                log.warning("ledger.unavailable", extra={"node": self.settings.node, "reason": str(error)})
+            self._away = True
+        except Exception as error:  # noqa: BLE001 - one damaged record must not end the heartbeat of all others
+            facts = {"node": self.settings.node, "error": type(error).__name__, "reason": str(error)}
+            log.error("agent.error", extra=facts)
 
     def bye(self) -> None:
         """Leave the list of live workers. What was held is taken back by the next tick: its processes are gone."""
         try:
-            dead = [(unit, fence) for unit, (tag, fence) in self.ledger.held(self.worker).items() if not _lives(tag)]
+            dead = [
+                (unit, fence) for unit, (tag, fence) in self.ledger.held(self.worker).items() if not self._lives(tag)
+            ]
             self.ledger.beat(self.worker, self.info(), [], dead)
             self.ledger.bye(self.worker)
         except LedgerUnavailable:
@@ -132,11 +152,6 @@ class Agent:
 
     def stop_soon(self, grace_s: float) -> None:
         self.kill_at = time.monotonic() + grace_s + STUCK_S
-
-
-def _lives(tag: str) -> bool:
-    pid, _, begun = tag.partition(":")
-    return started(int(pid)) == begun
 
 
 def _version() -> str:

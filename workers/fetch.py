@@ -116,7 +116,8 @@ def _attempt(ledger: WorkLedger, claim: Claim, transfer: Transfer, control: Cont
             todo.append(spec)
     if not todo:
         return
-    keys = [transfer.key(spec) for spec in todo]
+    # A flight is of one store: another store needs a copy of its own.
+    keys = [f"{transfer.node.store.id}/{transfer.key(spec)}" for spec in todo]
     free = ledger.takeoff(claim, keys)
     if free is None:
         raise Interrupted("lost")

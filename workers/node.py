@@ -93,6 +93,14 @@ def started(pid: int) -> str | None:
     return None if fields[0] in "ZXxTt" else fields[19]
 
 
+def parent_of(pid: int) -> int | None:
+    """A process's parent; None where the system does not say (no ``/proc``)."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
 def stop_within(seconds: float) -> None:
     """Tell every process of this worker to hand its work back by then. Called in the parent."""
     struct.pack_into("d", _stop_at, 0, time.monotonic() + max(seconds, 0.001))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from typing import Any
 
 from celery import Celery, states
@@ -78,6 +79,9 @@ def report(app: Celery, ledger: WorkLedger, store: Store, member: str) -> None:
         write_result(app, ledger, store, member)
     except UnknownJob:
         ledger.reported(member)  # it has expired: nobody can ask for it any more
+    except (ValueError, KeyError, TypeError, zlib.error) as error:
+        ledger.reported(member)  # what the ledger holds of it is damaged, and stays so
+        log.error("result.damaged", extra={"shard": member, "error": type(error).__name__, "reason": str(error)})
     except (IngestError, OperationalError, OSError) as error:
         log.warning("result.delayed", extra={"shard": member, "error": type(error).__name__, "reason": str(error)})
 

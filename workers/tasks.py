@@ -14,7 +14,7 @@ from ingest.client.submission import check, cut, needs_origin
 from ingest.doorbell import ring
 from ingest.errors import LedgerUnavailable, UsageError
 from ingest.ledger import NewUnit
-from ingest.model import JobOptions, Source
+from ingest.model import TERMINAL_JOB, JobOptions, Source
 from workers import holding
 from workers import node as here
 from workers.fetch import fail_all, fetch_shard, unexpected
@@ -96,9 +96,12 @@ class Download(Task):  # type: ignore[misc] # Celery has no types
             raise UsageError(f"connection {connection!r} is not configured on node {node.settings.node}")
         own = f"node:{node.settings.node}"
         fetch_queue, plan_queue = queues_of(node.settings.node)[2], queues_of(node.settings.node)[0]
-        job, made = ledger.create(
-            JobOptions(name=f"download {uri}"[:200], placement=own, into=into, reply=True), None, self.request.id
-        )
+        options = JobOptions(name=f"download {uri}"[:200], placement=own, into=into, reply=True)
+        job, made = ledger.create(options, None, self.request.id)
+        if not made and ledger.meta(job)["state"] in TERMINAL_JOB:
+            # Somebody uses one task id again and again: as with any task, the last call counts.
+            ledger.forget(job)
+            job, made = ledger.create(options, None, self.request.id)
         if made:
             queue = plan_queue if needs_origin(source) else fetch_queue
             units = [

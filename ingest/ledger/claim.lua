@@ -1,5 +1,5 @@
 -- claim(worker, pid, max_held, lease_ms, queue, …): the best due unit of the first queue that has one, as
--- {unit, fence, record, spec, options, earlier result, ms since the job was made or retried} – or "full" when this worker holds max_held already, or nil.
+-- {unit, fence, record, spec, options, earlier result, ms since the job was made or retried} – or "full" when this worker holds max_held already, "busy", or nil.
 -- A process holds one unit at most: asking again gives that one again, so a lost reply is harmless.
 local worker, pid, max_held, lease = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local held = P .. 'held:' .. worker
@@ -20,6 +20,8 @@ for at = 1, #mine, 2 do
   end
 end
 if redis.call('HLEN', held) >= max_held then return 'full' end
+-- A job of a hundred thousand shards that is being cancelled is not ended by one claim: that would hold up everybody.
+local patience = 200
 mature(100)
 for at = 6, #ARGV do
   local queue = ARGV[at]
@@ -31,6 +33,8 @@ for at = 6, #ARGV do
     if rec and rec.s == 'due' then
       if cancelled(job) then
         settle(unit, job, n, rec, 'cancelled')
+        patience = patience - 1
+        if patience == 0 then return 'busy' end
       else
         local vtime = P .. 'vtime:' .. queue
         if tonumber(best[2]) > tonumber(redis.call('GET', vtime) or '0') then redis.call('SET', vtime, best[2]) end
