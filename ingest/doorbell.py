@@ -3,10 +3,11 @@ seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from kombu.messaging import Producer
 
 from ingest.app import FETCH_TASK, PLAN_QUEUE, PLAN_TASK
 
@@ -22,8 +23,8 @@ def task_of(queue: str) -> str:
 
 
 def ring(app: Celery, due: Mapping[str, int], most: int = MOST_RINGS) -> int:
-    """Ring for each queue, once per due unit, up to ``most`` less what is already in the broker. Returns how many
-    were rung.
+    """Ring for each queue until there is a bell for every due unit, ``most`` of them at most; those that lie in the
+    broker already count. Returns how many were rung.
 
     A broker that cannot be reached is no error here: the reconciler rings for whatever is due and unclaimed.
     """
@@ -31,22 +32,31 @@ def ring(app: Celery, due: Mapping[str, int], most: int = MOST_RINGS) -> int:
     try:
         with app.producer_or_acquire() as producer:
             for queue, count in due.items():
-                want = count if count == 1 else min(count, most - waiting(producer.channel, queue))
-                if want > 0:
-                    with producer.batch():
-                        for _ in range(want):
-                            app.send_task(
-                                task_of(queue),
-                                (queue,),
-                                queue=queue,
-                                producer=producer,
-                                ignore_result=True,
-                                retry=False,
-                            )
-                    rung += want
+                want = max(0, min(count, most) - waiting(producer.channel, queue))
+                if want:
+                    _send(app, producer, queue, want)
+                rung += want
     except _unreachable(app):
         return rung
     return rung
+
+
+def ring_on(app: Celery, queues: Sequence[str]) -> None:
+    """Ring once for each queue, in place of the bell that was just answered: their number stays what it was."""
+    if not queues:
+        return
+    try:
+        with app.producer_or_acquire() as producer:
+            for queue in queues:
+                _send(app, producer, queue, 1)
+    except _unreachable(app):
+        return
+
+
+def _send(app: Celery, producer: Producer, queue: str, count: int) -> None:
+    with producer.batch():  # type: ignore[no-untyped-call] # kombu has few types
+        for _ in range(count):
+            app.send_task(task_of(queue), (queue,), queue=queue, producer=producer, ignore_result=True, retry=False)
 
 
 def waiting(channel: object, queue: str) -> int:

@@ -193,7 +193,9 @@ class Failure(Record):
 @dataclass(frozen=True)
 class JobOptions(Record):
     """What applies to all of a job. ``placement``: ``here``, ``any``, ``spread`` or the name of a node.
-    ``request`` is the fingerprint of the sources, so that a key is not used for two lists."""
+    ``reply_to`` is the Celery task id that
+    wants the job's result, where it is not the job's own. ``request`` is the fingerprint of the sources, so that a
+    key is not used for two lists."""
 
     name: str = ""
     placement: str = "any"
@@ -204,6 +206,7 @@ class JobOptions(Record):
     shard_files: int | None = None
     max_bytes: int | None = None
     reply: bool = False
+    reply_to: str = ""
     request: str = ""
 
 

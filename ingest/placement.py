@@ -18,7 +18,8 @@ def rendezvous(key: str, nodes: Sequence[str]) -> str:
 
 
 def choose_queue(queue: str, placement: str, nodes: Iterable[str], key: str) -> str:
-    """``any``: the shared queue. ``spread``: the node that ``key`` belongs to. Else the node of that name.
+    """``any``: the shared queue. ``spread``: the node that ``key`` belongs to. Else the node of that name,
+    or of several (``node:a,b``: nodes with one store) the one that ``key`` belongs to.
 
     Raises :class:`NoDataNode` for ``spread`` without a node.
     """
@@ -29,4 +30,4 @@ def choose_queue(queue: str, placement: str, nodes: Iterable[str], key: str) -> 
         if not live:
             raise NoDataNode("placement 'spread'")
         return node_queue(queue, rendezvous(key, live))
-    return node_queue(queue, placement.removeprefix("node:"))
+    return node_queue(queue, rendezvous(key, placement.removeprefix("node:").split(",")))

@@ -27,7 +27,7 @@ from workers.fetchers.base import Interrupted
 from workers.logs import log
 from workers.node import Node
 from workers.report import Events, manifest, report
-from workers.retry import delay_s, is_final
+from workers.retry import UNFIT_DELAY_S, delay_s, is_final
 from workers.transfer import Transfer
 
 #: How long a shard sleeps while another one fetches what it wants too; it is woken when that lands.
@@ -116,14 +116,40 @@ def _attempt(ledger: WorkLedger, claim: Claim, transfer: Transfer, control: Cont
             todo.append(spec)
     if not todo:
         return
-    # A flight is of one store: another store needs a copy of its own.
-    keys = [f"{transfer.node.store.id}/{transfer.key(spec)}" for spec in todo]
+    todo, twins = _without_twins(transfer, todo)
+    keys = [transfer.flight(spec) for spec in todo]
     free = ledger.takeoff(claim, keys)
     if free is None:
         raise Interrupted("lost")
     control.flights = [key for key, ours in zip(keys, free, strict=True) if ours]
     outcome.busy = [spec for spec, ours in zip(todo, free, strict=True) if not ours]
     _transfer_all(transfer, [spec for spec, ours in zip(todo, free, strict=True) if ours], claim, control, outcome)
+    for spec, first in twins:
+        _follow_twin(outcome, spec, first)
+
+
+def _without_twins(transfer: Transfer, specs: list[FileSpec]) -> tuple[list[FileSpec], list[tuple[FileSpec, FileSpec]]]:
+    """A source that a shard lists twice is fetched once: the specs that are to be fetched, and (twin, first) of the
+    others."""
+    first: dict[tuple[str, str | None, int | None], FileSpec] = {}
+    twins = []
+    for spec in specs:
+        known = first.setdefault((transfer.key(spec), spec.digest, spec.size), spec)
+        if known is not spec:
+            twins.append((spec, known))
+    return list(first.values()), twins
+
+
+def _follow_twin(outcome: Outcome, spec: FileSpec, first: FileSpec) -> None:
+    """What became of the first is what becomes of its twin; nothing yet, if the first is to be tried again."""
+    for record in outcome.files:
+        if (record.source, record.part) == (first.source, first.part):
+            outcome.files.append(dataclasses.replace(record, source=spec.source, part=spec.part, reused=True))
+            return
+    for failure in outcome.failures:
+        if failure.index == (first.source, first.part):
+            outcome.failures.append(dataclasses.replace(failure, index=(spec.source, spec.part)))
+            return
 
 
 def _transfer_all(
@@ -227,7 +253,11 @@ def _settle(
         reason = f"waits for {outcome.busy[0].uri}, which another job is fetching"
         return _later(node, ledger, claim, result, control, FLIGHT_WAIT_S, False, reason)
     state = "failed" if result.failures else "done"
-    node.store.write_manifest(claim.job, claim.number, manifest(claim.job, claim.number, result))
+    try:
+        node.store.write_manifest(claim.job, claim.number, manifest(claim.job, claim.number, result))
+    except OSError as error:
+        reason = f"the store at {node.store.root} failed: {error.strerror}"
+        return _later(node, ledger, claim, result, control, UNFIT_DELAY_S, False, reason)
     settled = ledger.commit(claim, state, result, control.flights)
     if not settled.ok:
         return settled, "lost", "the lease was lost before the commit"

@@ -9,6 +9,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,17 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 
 from ingest.app import FETCH_QUEUE
-from ingest.braces import expand_braces
+from ingest.braces import count_braces, expand_braces
 from ingest.doorbell import ring
-from ingest.errors import BadResponse, FetchError, NodeUnfit, NothingMatched, TransientFetchError, UsageError
+from ingest.errors import (
+    BadResponse,
+    FetchError,
+    FetchTimeout,
+    NodeUnfit,
+    NothingMatched,
+    TransientFetchError,
+    UsageError,
+)
 from ingest.ledger import Claim, NewUnit, Result, Settled, WorkLedger, batched
 from ingest.model import (
     AnySource,
@@ -34,7 +43,7 @@ from ingest.model import (
 from ingest.placement import choose_queue
 from workers import node as here
 from workers.control import Control
-from workers.fetch import failure_of
+from workers.fetch import FLIGHT_WAIT_S, failure_of
 from workers.fetchers.base import Interrupted
 from workers.logs import log
 from workers.node import Node
@@ -52,31 +61,36 @@ STEP = 200
 MOST_BAD = 1000
 
 
+@dataclass
+class Progress:
+    """What one go at planning a source came to: lines that cannot be right, and files added in this go and in all."""
+
+    bad: list[Failure] = field(default_factory=list)
+    added: int = 0
+    files: int = 0
+
+
 def plan_source(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostname: str | None) -> Settled:
     """Plan one source and settle the piece of planning: done, failed, or again later. A planner that died half-way is
-    continued: the cursor says how many files are in shards already."""
+    continued: the cursor says up to which file there are shards already."""
     begun = time.monotonic()
     limits = node.settings.limits
     control = Control(ledger, claim, slice_s=limits.soft_s, every_s=limits.progress_s, stopping=here.stopping)
-    transfer = Transfer(node, claim.options, control)
     source = source_from_json(unpack_json(claim.spec))
     events = Events(app, hostname)
     events.started(claim)
-    state, summary = "done", ""
-    bad: list[Failure] = []
+    progress = Progress()
     try:
-        files = _add_all(app, node, ledger, claim, transfer, control, source, bad)
-        state = "failed" if bad else "done"
-        summary = str(bad[0]) if bad else f"{files} files planned"
-        settled = ledger.commit(claim, state, Result(failures=tuple(bad)), ())
+        _add_all(app, node, ledger, claim, control, source, progress)
+        state = "failed" if progress.bad else "done"
+        summary = str(progress.bad[0]) if progress.bad else f"{progress.files} files planned"
+        settled = ledger.commit(claim, state, Result(failures=tuple(progress.bad)), control.flights)
     except Interrupted as stop:
-        state, summary = _interrupted(stop.why)
-        settled = _interrupted_settled(ledger, claim, stop.why, summary)
+        state, summary, settled = _interrupted(node, ledger, claim, control, source, progress, stop.why)
     except SoftTimeLimitExceeded:
-        state, summary = _interrupted("slice")
-        settled = _interrupted_settled(ledger, claim, "slice", summary)
+        state, summary, settled = _interrupted(node, ledger, claim, control, source, progress, "slice")
     except FetchError as error:
-        state, summary, settled = _failed(node, ledger, claim, source, error)
+        state, summary, settled = _failed(node, ledger, claim, control, source, error)
     seconds = time.monotonic() - begun
     facts = {"job": claim.job, "shard": claim.number, "node": node.settings.node, "origin": claim.record.origin}
     log.log(
@@ -86,9 +100,30 @@ def plan_source(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostn
     return settled
 
 
+Ended = tuple[str, str, Settled]
+
+
+def _interrupted(
+    node: Node, ledger: WorkLedger, claim: Claim, control: Control, source: AnySource, progress: Progress, why: str
+) -> Ended:
+    if why == "lost":
+        return "lost", "the lease was lost", Settled(False, 0, "")
+    if why == "cancelled":
+        return "cancelled", "its job was cancelled", ledger.commit(claim, "cancelled", Result(), control.flights)
+    if why == "busy":
+        summary = f"waits for {source.uri}, which another job is fetching"
+        return "retried", summary, ledger.back(claim, FLIGHT_WAIT_S, False, summary, None, control.flights)
+    if why == "slice" and not progress.added:
+        slice_s = node.settings.limits.soft_s
+        reason = f"nothing could be planned within the time slice of {slice_s:g} s; raise [limits] soft_s"
+        return _failed(node, ledger, claim, control, source, FetchTimeout(source.uri, reason))
+    summary = f"planning handed back ({why})"
+    return "retried", summary, ledger.back(claim, 0, False, summary, None, control.flights)
+
+
 def _failed(
-    node: Node, ledger: WorkLedger, claim: Claim, source: AnySource, error: FetchError
-) -> tuple[str, str, Settled]:
+    node: Node, ledger: WorkLedger, claim: Claim, control: Control, source: AnySource, error: FetchError
+) -> Ended:
     """The source cannot be planned: for good, or not now."""
     attempt = claim.record.attempts + 1
     policy, options = node.settings.retry, claim.options
@@ -96,76 +131,72 @@ def _failed(
     if isinstance(error, TransientFetchError) and not final:
         summary = f"{type(error).__name__}: {error}"
         wait_s = delay_s(policy, error, attempt)
-        return "retried", summary, ledger.back(claim, wait_s, not isinstance(error, NodeUnfit), summary, None, ())
+        counted = not isinstance(error, NodeUnfit)
+        return "retried", summary, ledger.back(claim, wait_s, counted, summary, None, control.flights)
     failure = failure_of(node, claim, source.uri, (claim.record.source, 0), error)
-    return "failed", str(failure), ledger.commit(claim, "failed", Result(failures=(failure,)), ())
-
-
-def _interrupted_settled(ledger: WorkLedger, claim: Claim, why: str, summary: str) -> Settled:
-    if why == "lost":
-        return Settled(False, 0, "")
-    if why == "cancelled":
-        return ledger.commit(claim, "cancelled", Result(), ())
-    return ledger.back(claim, 0, False, summary, None, ())
-
-
-def _interrupted(why: str) -> tuple[str, str]:
-    if why == "cancelled":
-        return "cancelled", "its job was cancelled"
-    return ("lost", "the lease was lost") if why == "lost" else ("retried", f"planning handed back ({why})")
+    return "failed", str(failure), ledger.commit(claim, "failed", Result(failures=(failure,)), control.flights)
 
 
 def _add_all(
-    app: Celery,
-    node: Node,
-    ledger: WorkLedger,
-    claim: Claim,
-    transfer: Transfer,
-    control: Control,
-    source: AnySource,
-    bad: list[Failure],
-) -> int:
-    """Shards into the ledger, a batch at a time. Returns how many files the source has; raises
-    :class:`NothingMatched` for none."""
-    done = int(claim.cursor or "0")
-    files = 0
-    specs = _expand(
-        transfer,
-        source,
-        claim.record.source,
-        lambda line, error: bad.append(_bad_line(node, claim, source, line, error, len(bad))),
-    )
+    app: Celery, node: Node, ledger: WorkLedger, claim: Claim, control: Control, source: AnySource, progress: Progress
+) -> None:
+    """Shards into the ledger, a batch at a time. Raises :class:`NothingMatched` for a source without files."""
+    last, _, _ = claim.cursor.partition(" ")
+    seen = int(last) + 1 if last else 0
+    specs = _remaining(_expand(node, ledger, claim, control, source, progress), source, claim)
     nodes = [worker.node for worker in ledger.workers()] or [node.settings.node]
-    for step in batched(_cut(specs, claim.options.shard_files), STEP):
+    for step in batched(_cut(specs, claim.options.shard_files, seen), STEP):
         control.check()
-        files += sum(len(shard) for shard in step)
-        if files <= done:
-            continue
         made: list[NewUnit] = []
         queues: Counter[str] = Counter()
         for shard in step:
             queue = choose_queue(FETCH_QUEUE, claim.options.placement, nodes, shard[0].uri)
             made.append(NewUnit.shard(shard, queue))
             queues[queue] += 1
-        answer = ledger.add_planned(claim, str(files), made)
+        end = step[-1][-1]
+        answer = ledger.add_planned(claim, f"{max(end.part, seen - 1)} {end.uri}", made)
         if answer != "ok":
             raise Interrupted("cancelled" if answer == "cancelled" else "lost")
+        progress.added += sum(len(shard) for shard in step)
         ring(app, queues)
-    if not files and not bad:
+    progress.files = seen + progress.added
+    if not progress.files and not progress.bad:
         raise NothingMatched(
             source.uri, "matched nothing: look at the bucket, path or pattern, and at what the connection may list"
         )
-    return files
 
 
-def _cut(specs: Iterator[FileSpec], wanted: int | None) -> Iterator[list[FileSpec]]:
+def _remaining(specs: Iterator[FileSpec], source: AnySource, claim: Claim) -> Iterator[FileSpec]:
+    """What of a listing is not in shards yet, by the cursor, which names the last file that is: its part, and its URI.
+
+    A list that changed since must give no file twice. The lines of a manifest have their numbers, and those that failed
+    are looked at again; keys come in ascending order, so what sorts after the last one is new, and is numbered after
+    it.
+    """
+    if not claim.cursor:
+        yield from specs
+        return
+    text, _, uri = claim.cursor.partition(" ")
+    last = int(text)
+    if isinstance(source, Manifest):
+        failed = {failure.index[1] for failure in claim.earlier.failures}
+        yield from (spec for spec in specs if spec.part > last or spec.part in failed)
+    elif isinstance(source, Source) and count_braces(source.uri) == 1:
+        after = (
+            spec for spec in specs if spec.uri.encode("utf-8", "surrogatepass") > uri.encode("utf-8", "surrogatepass")
+        )
+        yield from (dataclasses.replace(spec, part=part) for part, spec in enumerate(after, last + 1))
+    else:
+        yield from (spec for spec in specs if spec.part > last)
+
+
+def _cut(specs: Iterator[FileSpec], wanted: int | None, seen: int = 0) -> Iterator[list[FileSpec]]:
     """Shards from a listing whose length is not known: small ones at first, so that work begins and is spread at
-    once, larger ones as the list goes on. The cut depends on the listing alone, so that planning again cuts the
-    same."""
+    once, larger ones as the list goes on."""
     shard: list[FileSpec] = []
     size = 0
-    for seen, spec in enumerate(specs):
-        most = wanted or min(SHARD_FILES, 1 + seen // 256)
+    for number, spec in enumerate(specs, seen):
+        most = wanted or min(SHARD_FILES, 1 + number // 256)
         if shard and (len(shard) >= most or (wanted is None and size + (spec.size or 0) > SHARD_BYTES)):
             yield shard
             shard, size = [], 0
@@ -185,12 +216,41 @@ def _bad_line(node: Node, claim: Claim, source: AnySource, line: int, error: Exc
     return failure_of(node, claim, source.uri, (claim.record.source, line), found)
 
 
-def _expand(transfer: Transfer, source: AnySource, index: int, on_bad: OnBad) -> Iterator[FileSpec]:
+def _expand(
+    node: Node, ledger: WorkLedger, claim: Claim, control: Control, source: AnySource, progress: Progress
+) -> Iterator[FileSpec]:
+    options = claim.options
+    if claim.earlier.failures:  # asked to try again what failed: what was there then is not what is looked at
+        options = dataclasses.replace(options, fresh_s=0.0)
+    elif claim.cursor:  # going on where a planner stopped: in the same list, or lines would have other numbers
+        options = dataclasses.replace(options, fresh_s=float("inf"))
+    transfer = Transfer(node, options, control)
+
+    def on_bad(line: int, error: Exception) -> None:
+        progress.bad.append(_bad_line(node, claim, source, line, error, len(progress.bad)))
+
     if isinstance(source, Manifest):
-        listed = _from_manifest(transfer, source, on_bad)
+        path = _manifest_path(ledger, claim, control, transfer, source)
+        listed = _from_manifest(path, source, on_bad)
     else:
         listed = _from_origin(transfer, source)
-    return (dataclasses.replace(spec, source=index) for spec in listed)
+    return (dataclasses.replace(spec, source=claim.record.source) for spec in listed)
+
+
+def _manifest_path(ledger: WorkLedger, claim: Claim, control: Control, transfer: Transfer, source: Manifest) -> Path:
+    """The manifest as a local file. It is fetched like any file: verified, published, fetched once for all."""
+    spec = transfer.resolve(FileSpec(0, 0, source.uri, connection=source.connection))
+    record = transfer.reuse(spec)
+    if record is None:
+        flights = [transfer.flight(spec)]
+        free = ledger.takeoff(claim, flights)
+        if free is None:
+            raise Interrupted("lost")
+        if not free[0]:
+            raise Interrupted("busy")
+        control.flights = flights
+        record = transfer.fetch(spec)
+    return transfer.node.store.path_of(record.path)
 
 
 def _from_origin(transfer: Transfer, source: AnySource) -> Iterator[FileSpec]:
@@ -204,12 +264,8 @@ def _from_origin(transfer: Transfer, source: AnySource) -> Iterator[FileSpec]:
             part += 1
 
 
-def _from_manifest(transfer: Transfer, source: Manifest, on_bad: OnBad) -> Iterator[FileSpec]:
-    """The files that a manifest lists. The manifest is fetched like any file: verified, published, fetched once for
-    all. A line that cannot be right is told to ``on_bad`` and left out."""
-    spec = transfer.resolve(FileSpec(0, 0, source.uri, connection=source.connection))
-    record = transfer.reuse(spec) or transfer.fetch(spec)
-    path = transfer.node.store.path_of(record.path)
+def _from_manifest(path: Path, source: Manifest, on_bad: OnBad) -> Iterator[FileSpec]:
+    """The files that a manifest lists. A line that cannot be right is told to ``on_bad`` and left out."""
     suffix = path.suffix.lstrip(".").lower()
     kind = source.format or {"csv": "csv", "jsonl": "jsonl", "ndjson": "jsonl"}.get(suffix, "txt")
     # The line's number is the part: a line that is mended later does not move the others.

@@ -29,7 +29,7 @@ def write_result(app: Celery, ledger: WorkLedger, store: Store, member: str) -> 
     job, _, number = member.rpartition(".")
     units = [number] if job else [f"p{n}" for n in range(_int(ledger, member, "plan_next"))]
     if not job:
-        job = member
+        job, number = member, ""
         units += [str(n) for n in range(_int(ledger, member, "next"))]
     records = [r for r in ledger.units(job, units) if r]
     if not records:
@@ -46,7 +46,9 @@ def write_result(app: Celery, ledger: WorkLedger, store: Store, member: str) -> 
         value = IngestError(f"shard {bad.unit} was {bad.state} {bad.reason}".strip())
     else:
         value = _paths(files, store, job, number)
-    app.backend.store_result(member, value, states.FAILURE if isinstance(value, Exception) else states.SUCCESS)
+    # A whole job is asked for by the task that made it, whose id may be no job's id.
+    task = member if number else json.loads(ledger.meta(job)["options"]).get("reply_to") or member
+    app.backend.store_result(task, value, states.FAILURE if isinstance(value, Exception) else states.SUCCESS)
     ledger.reported(member)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from typing import Any
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -11,7 +13,7 @@ from celery.exceptions import Ignore
 
 from ingest.app import DOWNLOAD_TASK, FETCH_QUEUE, FETCH_TASK, PLAN_TASK, app, queues_of
 from ingest.client.submission import check, cut, needs_origin
-from ingest.doorbell import ring
+from ingest.doorbell import ring, ring_on
 from ingest.errors import LedgerUnavailable, UsageError
 from ingest.ledger import NewUnit
 from ingest.model import TERMINAL_JOB, JobOptions, Source
@@ -27,7 +29,7 @@ def answer(queue: str, hostname: str | None) -> None:
     """Claim the best due unit of a queue (else of this node's others of its kind), do it, and ring if more is due."""
     node, ledger = here.this_node(), here.ledger()
     if here.stopping():
-        ring(app, {queue: 1})  # this worker takes nothing new; another may
+        ring_on(app, [queue])  # this worker takes nothing new; another may
         return
     planning = queue not in (FETCH_QUEUE, f"{FETCH_QUEUE}.{node.settings.node}")
     kind = queues_of(node.settings.node)
@@ -56,11 +58,9 @@ def answer(queue: str, hostname: str | None) -> None:
         # What was claimed is taken back by the agent, which sees that nobody has it in hand.
         log.warning("ledger.unavailable", extra={"node": node.settings.node, "reason": str(error)})
         return
-    if settled.due:
-        ring(app, {settled.queue: 1})
-    else:
-        # Bells of the others may have come while every process was busy, and have gone.
-        ring(app, {q: 1 for q in kind if q != settled.queue and ledger.due_count(q)})
+    # Bells of the other queues may have come while every process was busy, and have gone.
+    others = [] if settled.due else [q for q in kind if q != settled.queue and ledger.due_count(q)]
+    ring_on(app, [settled.queue] if settled.due else others)
 
 
 # Doorbells are no news for a dashboard: the units they lead to are (workers.report.Events).
@@ -74,6 +74,10 @@ def fetch(self: Task, queue: str) -> None:
 def plan(self: Task, queue: str) -> None:
     """Doorbell of a plan queue."""
     answer(queue, self.request.hostname)
+
+
+#: A task id that may be a job's id as it is: others would be taken for a part of a key or of a unit.
+PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Download(Task):  # type: ignore[misc] # Celery has no types
@@ -96,12 +100,17 @@ class Download(Task):  # type: ignore[misc] # Celery has no types
             raise UsageError(f"connection {connection!r} is not configured on node {node.settings.node}")
         own = f"node:{node.settings.node}"
         fetch_queue, plan_queue = queues_of(node.settings.node)[2], queues_of(node.settings.node)[0]
-        options = JobOptions(name=f"download {uri}"[:200], placement=own, into=into, reply=True)
-        job, made = ledger.create(options, None, self.request.id)
+        task = str(self.request.id)
+        name = (
+            task if PLAIN_ID.fullmatch(task) else f"d{hashlib.sha256(task.encode('utf-8', 'replace')).hexdigest()[:32]}"
+        )
+        options = JobOptions(name=f"download {uri}"[:200], placement=own, into=into, reply=True, reply_to=task)
+        job, made = ledger.create(options, None, name)
         if not made and ledger.meta(job)["state"] in TERMINAL_JOB:
             # Somebody uses one task id again and again: as with any task, the last call counts.
             ledger.forget(job)
-            job, made = ledger.create(options, None, self.request.id)
+            app.backend.forget(task)  # a SUCCESS is never overwritten
+            job, made = ledger.create(options, None, name)
         if made:
             queue = plan_queue if needs_origin(source) else fetch_queue
             units = [

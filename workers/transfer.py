@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from ingest.dataset.formats import count_samples
-from ingest.errors import EgressDenied, FetchError, PermanentFetchError, StoreError, TransientFetchError
+from ingest.errors import EgressDenied, FetchError, NodeUnfit, PermanentFetchError, StoreError, TransientFetchError
 from ingest.model import FileRecord, FileSpec, JobOptions
 from ingest.names import base_name
 from ingest.settings import Connection, is_under
@@ -19,6 +20,9 @@ from workers.control import Control
 from workers.fetchers import fetcher_for
 from workers.fetchers.base import Context, Fetcher, Interrupted, Known
 from workers.node import Node
+
+#: A full disk says nothing about the source.
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Transfer:
@@ -58,15 +62,25 @@ class Transfer:
     def key(spec: FileSpec) -> str:
         return Store.key(spec)
 
+    def flight(self, spec: FileSpec) -> str:
+        """What is in the air when it is fetched: the source, for this store. Another store needs a copy of its own."""
+        return f"{self.node.store.id}/{self.key(spec)}"
+
     def reuse(self, spec: FileSpec) -> FileRecord | None:
         """The file as it is in the store, where that needs no request: its digest was given, or it was validated
         within ``fresh_s``."""
         stored = self.node.store.lookup(self.key(spec), spec.digest)
-        if stored is None or (spec.version and spec.version != stored.version):
+        if stored is None or not self._fits(spec, stored):
             return None
         if spec.digest is None and spec.version is None and time.time() - stored.validated > self._fresh_s:
             return None
         return self._record(spec, stored, reused=True)
+
+    def _fits(self, spec: FileSpec, stored: Stored) -> bool:
+        """Whether what is stored is what was asked for, by version, size and limit."""
+        limit = self._options.max_bytes
+        size = spec.size is None or spec.size == stored.size
+        return size and (limit is None or stored.size <= limit) and spec.version in (None, stored.version)
 
     def fetch(self, spec: FileSpec) -> FileRecord:
         """Fetch, verify, publish. The flight is held, so what another unit has just landed is used instead.
@@ -78,6 +92,8 @@ class Transfer:
         store = self.node.store
         key = self.key(spec)
         stored = None if spec.digest else store.lookup(key)
+        if stored is not None and not self._fits(dataclasses.replace(spec, version=None), stored):
+            stored = None  # not what is asked for: the origin has something else by now, or says why not
         known = Known(stored.version, stored.size, stored.validator) if stored else None
         _, context = self.context(spec.uri, spec.connection)
         limit = self._options.max_bytes or self.node.settings.store.max_file_bytes
@@ -135,6 +151,8 @@ class Transfer:
             name = spec.name or Path(stored.path).name or base_name(spec.uri)
             return str(link_into(path, Path(self._options.into), name, self.key(spec)[:8]))
         except StoreError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL:
+                raise NodeUnfit(spec.uri, str(error)) from error
             raise PermanentFetchError(spec.uri, str(error)) from error
 
     def _check_roots(self, spec: FileSpec, into: str) -> None:

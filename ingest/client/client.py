@@ -182,7 +182,7 @@ class Client:
         store = Store.attach(self.settings.store)
         here = sorted({w.node for w in workers if store is not None and w.store == store.id})
         if placement is None:
-            return f"node:{here[0]}" if here else "any"
+            return f"node:{','.join(here)}" if here else "any"
         if placement == "spread" and not workers:
             raise NoDataNode("placement 'spread'")
         if placement in {"any", "spread"}:
@@ -190,7 +190,7 @@ class Client:
         if placement == "here":
             if not here:
                 raise NoDataNode(f"placement 'here': no live node has the store {self.settings.store.root}")
-            return f"node:{here[0]}"
+            return f"node:{','.join(here)}"
         node = placement.removeprefix("node:")
         if not NODE_NAME.fullmatch(node):
             raise UsageError(f"placement={placement!r} must be here, any, spread or the name of a node")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,7 @@ class Job:
         """Where it is now: state, shards by state, files, bytes, bytes a second, seconds to go where that can be
         said."""
         meta = self._ledger.meta(self.id)
-        number = defaultdict(int, {k: int(v) for k, v in meta.items() if v.lstrip("-").isdigit()})
+        number = defaultdict(int, {k: int(v) for k, v in meta.items() if re.fullmatch(r"-?[0-9]+", v)})
         end = number["finished"] or self._ledger.now_ms()
         seconds = max((end - number["created"]) / 1000, 0.001)
         total = number["bytes"] + (0 if "finished" in meta else self._ledger.live_bytes(self.id))
@@ -105,11 +106,10 @@ class Job:
             for event in events:
                 if event["k"] == "shard" and event["s"] == "done":
                     seen.pop(event["n"], None)  # nothing of it comes again
-            if not events:
-                if stream.ended:
-                    return
-                if deadline.over:
-                    raise WaitTimeout(self.id, deadline.seconds, self._why())
+            if not events and stream.ended:
+                return
+            if not stream.ended and deadline.over:
+                raise WaitTimeout(self.id, deadline.seconds, self._why())
 
     def wait(self, timeout: float | None = None) -> JobStatus:
         """Until the job is over (done, failed or cancelled). Raises :class:`WaitTimeout`; the job then goes on."""

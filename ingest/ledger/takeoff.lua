@@ -10,7 +10,7 @@ for at = 4, #ARGV do
   local free = true
   if holder then
     local other, its = string.match(holder, '^(%S+) (%S+)$')
-    free = other == unit or not holds(load(other), its)
+    free = other == nil or other == unit or not holds(load(other), its)
   end
   if free then
     redis.call('SET', flight, unit .. ' ' .. fence, 'EX', 86400)
