@@ -138,7 +138,9 @@ class RedisServer:
     def _launch(self, program: Path, port: int) -> None:
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                bound([str(program), "-"]),
+                # Whoever should have stopped it is gone. Redis refuses SIGTERM when it cannot save (its directory was
+                # removed, the disk is full), and what it has answered is with the kernel already.
+                bound([str(program), "-"], signal.SIGKILL),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
