@@ -6,6 +6,7 @@ scheme, which is handed the profile's ``options``. Its errors are translated her
 
 from __future__ import annotations
 
+import io
 import ftplib
 import os
 import re
@@ -150,7 +151,7 @@ class _Sink:
         return self._scratch.size
 
     def read(self, size: int = -1) -> bytes:
-        raise NotImplementedError
+        raise io.UnsupportedOperation("read")
 
     def close(self) -> None:
         """The scratch is its store's to close."""
