@@ -6,8 +6,8 @@ scheme, which is handed the profile's ``options``. Its errors are translated her
 
 from __future__ import annotations
 
-import io
 import ftplib
+import io
 import os
 import re
 import socket
