@@ -28,7 +28,8 @@ from ingest.errors import (
     UsageError,
     WaitTimeout,
 )
-from ingest.model import Failure, JobStatus, Manifest, Source, Sql
+from ingest.model import Failure, JobStatus
+from ingest.sources import Manifest, Source, Sql
 
 if TYPE_CHECKING:
     from ingest.app import download as download

@@ -20,7 +20,8 @@ from celery import Celery
 
 from ingest.errors import FetchError, FetchTimeout, NodeUnfit, PermanentFetchError, TransientFetchError
 from ingest.ledger import Claim, Result, Settled, WorkLedger
-from ingest.model import Failure, FileRecord, FileSpec, unpack
+from ingest.model import Failure, FileRecord, FileSpec
+from ingest.record import unpack
 from workers import node as here
 from workers.control import Control
 from workers.fetchers.base import Interrupted

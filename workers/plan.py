@@ -29,18 +29,10 @@ from ingest.errors import (
     UsageError,
 )
 from ingest.ledger import Claim, NewUnit, Result, Settled, WorkLedger, batched
-from ingest.model import (
-    AnySource,
-    Failure,
-    FileSpec,
-    Manifest,
-    Source,
-    check_source_text,
-    parse_digest,
-    source_from_json,
-    unpack_json,
-)
+from ingest.model import Failure, FileSpec
 from ingest.placement import choose_queue
+from ingest.record import unpack_json
+from ingest.sources import AnySource, Manifest, Source, check_source_text, parse_digest, source_from_json
 from workers import node as here
 from workers.control import Control
 from workers.fetch import FLIGHT_WAIT_S, failure_of

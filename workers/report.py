@@ -13,7 +13,8 @@ from kombu.exceptions import OperationalError
 from ingest.app import FETCH_TASK, PLAN_TASK
 from ingest.errors import IngestError, LedgerUnavailable, UnknownJob
 from ingest.ledger import Claim, Result, WorkLedger
-from ingest.model import TERMINAL_SHARD, VERSION, FileRecord
+from ingest.model import TERMINAL_SHARD, FileRecord
+from ingest.record import VERSION
 from ingest.store import Store
 from workers.logs import log
 

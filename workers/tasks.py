@@ -16,7 +16,8 @@ from ingest.client.submission import check, cut, needs_origin
 from ingest.doorbell import ring, ring_on
 from ingest.errors import LedgerUnavailable, UsageError
 from ingest.ledger import NewUnit
-from ingest.model import TERMINAL_JOB, JobOptions, Source
+from ingest.model import TERMINAL_JOB, JobOptions
+from ingest.sources import Source
 from workers import holding
 from workers import node as here
 from workers.fetch import fail_all, fetch_shard, unexpected

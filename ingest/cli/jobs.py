@@ -7,7 +7,8 @@ import click
 from ingest.cli.output import duration, json_option, show_json, show_table, size
 from ingest.client import Client, Job
 from ingest.errors import UsageError
-from ingest.model import JobStatus, Manifest, Source
+from ingest.model import JobStatus
+from ingest.sources import Manifest, Source
 
 sources_argument = click.argument("uris", nargs=-1, metavar="URI…")
 

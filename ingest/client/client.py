@@ -19,9 +19,10 @@ from ingest.client.submission import Unit, check, cut, positive
 from ingest.doorbell import ring
 from ingest.errors import JobFailed, NoDataNode, StoreError, UnknownConnection, UnknownJob, UsageError
 from ingest.ledger import JobLedger, NewUnit, WorkerInfo, batched
-from ingest.model import AnySource, JobOptions, as_sources
+from ingest.model import JobOptions
 from ingest.placement import choose_queue
 from ingest.settings import NODE_NAME, Settings, check_redis_url, current
+from ingest.sources import AnySource, as_sources
 from ingest.store import Store
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from ingest.braces import count_braces, expand_braces, is_pattern
 from ingest.errors import BadSource, UsageError
-from ingest.model import AnySource, FileSpec, Manifest, Source, Sql, check_source_text, parse_digest
+from ingest.model import FileSpec
+from ingest.sources import AnySource, Api, Manifest, Source, Sql, check_source_text, parse_digest
 
 #: Shards that a list is cut into before shards get more than one file: enough to balance over a fleet. Above it they
 # grow,
@@ -37,6 +38,9 @@ def check(source: AnySource) -> None:
     """Refuse what cannot be right, here, where the user is. Raises :class:`UsageError` or :class:`BadSource`."""
     if isinstance(source, Sql):
         _check_sql(source)
+        return
+    if isinstance(source, Api):
+        _check_api(source)
         return
     if not isinstance(source.uri, str):
         raise UsageError(f"{source.uri!r} is no URI: write it as text, a local path as file:///path")
@@ -88,6 +92,11 @@ def _check_sql(sql: Sql) -> None:
         raise BadSource(sql.uri, "partitions= needs partition_on=, the column to cut by")
     if sql.row_group_rows < 1:
         raise BadSource(sql.uri, f"row_group_rows={sql.row_group_rows} must be at least 1")
+
+
+def _check_api(api: Api) -> None:
+    if not api.connection:
+        raise BadSource(api.uri, "name the connection, as in ingest.toml's [connections.NAME]")
 
 
 def shard_size(files: int, wanted: int | None) -> int:

@@ -12,7 +12,8 @@ from ingest.client import Client, Job
 from ingest.demo import data
 from ingest.demo.origins import BUCKET
 from ingest.errors import NotFound
-from ingest.model import AnySource, Failure, JobStatus, Source, Sql
+from ingest.model import Failure, JobStatus
+from ingest.sources import AnySource, Source, Sql
 
 #: So many steps at the beginning and the end are averaged: one batch's loss says little.
 _EDGE = 8

@@ -10,19 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from ingest.errors import UnknownJob
 from ingest.ledger.redis import Ledger, text
-from ingest.model import (
-    TERMINAL_JOB,
-    AnySource,
-    FileSpec,
-    JobOptions,
-    origin_of,
-    pack,
-    pack_json,
-    source_from_json,
-    source_to_json,
-    unpack,
-    unpack_json,
-)
+from ingest.model import TERMINAL_JOB, FileSpec, JobOptions, origin_of
+from ingest.record import pack, pack_json, unpack, unpack_json
+from ingest.sources import AnySource, source_from_json, source_to_json
 
 #: Units in one add call: a few hundred keep a script under some milliseconds.
 BATCH = 400

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from ingest.ledger.jobs import JobLedger, NewUnit, UnitRecord
 from ingest.ledger.redis import text
-from ingest.model import Failure, FileRecord, JobOptions, pack_json, unpack_json
+from ingest.model import Failure, FileRecord, JobOptions
+from ingest.record import pack_json, unpack_json
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.errors import StoreError
-from ingest.model import Record
+from ingest.record import Record
 
 
 @dataclass(frozen=True)

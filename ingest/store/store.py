@@ -18,8 +18,9 @@ from pathlib import Path
 
 from ingest import names
 from ingest.errors import DigestMismatch, NodeUnfit, StoreError, TooLarge, Truncated
-from ingest.model import FileSpec, parse_digest, source_key
+from ingest.model import FileSpec, source_key
 from ingest.settings import StoreLimits
+from ingest.sources import parse_digest
 from ingest.store.layout import Stored, inside, read_record, source_dir, sync_dir, version_dir, write_atomic
 from ingest.store.scratch import Scratch
 
@@ -77,7 +78,7 @@ class Store:
 
     @staticmethod
     def key(spec: FileSpec) -> str:
-        return source_key(spec.uri, spec.connection, dict(spec.sql) if spec.sql else None)
+        return source_key(spec.uri, spec.connection, dict(spec.request) if spec.request else None)
 
     def lookup(self, key: str, digest: str | None = None) -> Stored | None:
         """The version of a source that was validated last (with that digest, if one is given), whole by its size;
@@ -126,7 +127,7 @@ class Store:
                 algorithms=algorithms,
                 max_bytes=limit,
                 on_bytes=on_bytes,
-                keep=spec.sql is None,
+                keep=spec.request is None,
             )
             yield scratch
         except OSError as error:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from ingest import errors
-from ingest.model import FileSpec, Source
+from ingest.model import FileSpec
 from ingest.settings import Connection, Egress, Settings
+from ingest.sources import Source
 from tests.contracts.contract import SOME_MB, CutContract, FetcherCase, FetcherContract
 from tests.servers.ftp import Ftp
 from workers.fetchers.base import Context

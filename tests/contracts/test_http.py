@@ -15,8 +15,9 @@ from urllib.parse import quote
 import pytest
 
 from ingest import errors
-from ingest.model import FileSpec, Source
+from ingest.model import FileSpec
 from ingest.settings import Connection, Egress, Http, Limits, Settings
+from ingest.sources import Source
 from tests.contracts.contract import SOME_MB, CutContract, FetcherCase
 from tests.servers import http as server
 from tests.servers.http import Origin

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from ingest import errors
-from ingest.model import FileSpec, Source
+from ingest.model import FileSpec
 from ingest.settings import Connection, Limits, Settings
+from ingest.sources import Source
 from ingest.store.scratch import Scratch
 from tests.contracts.contract import FetcherContract
 from tests.servers.s3 import S3Server, s3_server

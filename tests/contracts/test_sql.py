@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest import errors
-from ingest.model import FileSpec, Source, Sql
+from ingest.model import FileSpec
 from ingest.settings import Connection, Limits, Settings
+from ingest.sources import Source, Sql
 from ingest.store.scratch import Scratch
 from tests.servers.postgres import PostgresServer, postgres_server
 from workers.fetchers.base import Context, Interrupted

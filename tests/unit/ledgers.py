@@ -9,8 +9,9 @@ from itertools import pairwise
 
 from ingest.ledger import Claim, NewUnit, Result, WorkLedger
 from ingest.ledger.redis import text
-from ingest.model import TERMINAL_JOB, TERMINAL_SHARD, Failure, FileRecord, FileSpec, JobOptions, Source
+from ingest.model import TERMINAL_JOB, TERMINAL_SHARD, Failure, FileRecord, FileSpec, JobOptions
 from ingest.settings import Retry, Settings
+from ingest.sources import Source
 
 QUEUE, PLANS = "ingest.fetch", "ingest.plan"
 OPTIONS = JobOptions()

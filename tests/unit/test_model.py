@@ -10,25 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.errors import BadSource, UsageError
-from ingest.model import (
+from ingest.model import Failure, FileRecord, FileSpec, JobOptions, origin_of, source_key
+from ingest.record import Record, pack, unpack
+from ingest.sources import (
     DIGEST_HEX,
-    Failure,
-    FileRecord,
-    FileSpec,
-    JobOptions,
     Manifest,
-    Record,
     Source,
     Sql,
     as_sources,
     check_source_text,
-    origin_of,
-    pack,
     parse_digest,
     source_from_json,
-    source_key,
     source_to_json,
-    unpack,
 )
 
 # Lone surrogates stand for the bytes of file names that are not UTF-8.

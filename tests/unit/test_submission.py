@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from ingest.client.submission import MOST_FILES, Unit, check, cut, needs_origin, positive, shard_size
 from ingest.errors import BadSource, UsageError
-from ingest.model import AnySource, FileSpec, Manifest, Source, Sql
+from ingest.model import FileSpec
+from ingest.sources import AnySource, Manifest, Source, Sql
 
 SHA = "sha256:" + "a" * 64
 SQL = Sql("lake", table="t")

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ingest.model import AnySource, FileSpec
+from ingest.model import FileSpec
 from ingest.settings import Connection, Settings
+from ingest.sources import AnySource
 from ingest.store.scratch import Scratch
 
 

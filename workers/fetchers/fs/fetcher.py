@@ -36,8 +36,9 @@ from ingest.errors import (
     Truncated,
     Unsupported,
 )
-from ingest.model import AnySource, FileSpec
+from ingest.model import FileSpec
 from ingest.names import base_name
+from ingest.sources import AnySource
 from ingest.store.scratch import Scratch
 from workers.egress import Policy, parse_address
 from workers.fetchers.base import Context, Fetched, Interrupted, Known

@@ -24,7 +24,8 @@ from requests.cookies import RequestsCookieJar, extract_cookies_to_jar
 from requests.utils import select_proxy
 
 from ingest.errors import AccessDenied, BadResponse, Truncated, Unsupported
-from ingest.model import AnySource, FileSpec
+from ingest.model import FileSpec
+from ingest.sources import AnySource
 from ingest.store.scratch import Scratch
 from workers.egress import Policy, Trail
 from workers.fetchers.base import Context, Fetched, Known

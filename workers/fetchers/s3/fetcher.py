@@ -16,7 +16,8 @@ from typing import Any
 from fsspec.utils import glob_translate
 
 from ingest.errors import BadResponse, NothingMatched, SourceChanged, Truncated, Unsupported
-from ingest.model import AnySource, FileSpec, Source
+from ingest.model import FileSpec
+from ingest.sources import AnySource, Source
 from ingest.store.scratch import Scratch
 from workers.fetchers.base import Context, Fetched, Known
 from workers.fetchers.s3.client import Profile, client_for

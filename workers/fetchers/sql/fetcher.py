@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ingest.errors import BadResponse, MissingExtra, Unsupported
-from ingest.model import AnySource, FileSpec, Sql
+from ingest.model import FileSpec
+from ingest.sources import AnySource, Sql
 from ingest.store.scratch import Scratch
 from workers.fetchers.base import Context, Fetched, Known
 from workers.fetchers.sql import parts
@@ -30,9 +31,9 @@ class SqlFetcher:
 
     def fetch(self, spec: FileSpec, scratch: Scratch, known: Known | None, context: Context) -> Fetched:
         """One partition, as Parquet (zstd). ``samples`` is its number of rows."""
-        if spec.sql is None:
+        if spec.request is None:
             raise BadResponse(spec.uri, "is no partition of a query; submit it as ingest.Sql")
-        part = spec.sql
+        part = spec.request
         opened, edge = _databases(spec.uri)
         scratch.restart()
         with opened(spec.uri, context) as database:
@@ -56,7 +57,7 @@ class SqlFetcher:
         many = len(parts) > 1
         for number, part in enumerate(parts):
             yield FileSpec(
-                source=0, part=number, connection=source.connection, sql=part,
+                source=0, part=number, connection=source.connection, request=part,
                 uri=f"{source.uri}?partition={number}/{len(parts)}" if many else source.uri,
                 name=f"{base}-{number:05}-of-{len(parts):05}.parquet" if many else f"{base}.parquet",
             )  # fmt: skip

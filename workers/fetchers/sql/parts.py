@@ -14,7 +14,7 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import Any, Protocol
 
-from ingest.model import Sql
+from ingest.sources import Sql
 
 #: A bound as it travels: a type tag and the value as text.
 Bound = Sequence[str]

@@ -1,0 +1,191 @@
+"""What a user writes: ``Source``, ``Sql``, ``Api`` and ``Manifest``, as frozen values. No I/O here.
+
+What a data node makes of them is in ``model``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from ingest.errors import BadSource, UsageError
+from ingest.record import Record
+
+#: Digest algorithm → length of its hexadecimal form. ``crc32c`` is the only one that is not a cryptographic hash.
+DIGEST_HEX = {
+    "md5": 32,
+    "sha1": 40,
+    "sha256": 64,
+    "sha384": 96,
+    "sha512": 128,
+    "blake2b": 128,
+    "blake3": 64,
+    "crc32c": 8,
+}
+
+#: User and password in a URI, up to the last @ if there is a colon before it: a password may hold any character.
+_USERINFO = re.compile(r"//[^/?#@:]*(:.*)?@")
+
+
+@dataclass(frozen=True, slots=True)
+class Source(Record):
+    """One URI to fetch: a file, a brace range (``a-{000..127}.tar``), a glob, or a prefix (trailing ``/``).
+
+    ``digest`` is ``"sha256:<hex>"`` (or md5, sha1, sha384, sha512, blake2b, blake3, crc32c); ``size`` is in bytes.
+    Both only make sense for a single file, and so do ``mirrors``: other URIs of the same bytes, tried in turn.
+    ``checksums`` says where a digest is found: ``"beside"`` is the file's own URI with ``.sha256`` at its end; any
+    other URI is a list of digests and names, as ``sha256sum`` writes it. ``connection`` names a profile in the data
+    node's ``ingest.toml``; credentials never travel.
+    """
+
+    uri: str
+    digest: str | None = None
+    size: int | None = None
+    connection: str | None = None
+    mirrors: tuple[str, ...] = ()
+    checksums: str | None = None
+
+
+@dataclass(frozen=True)
+class Sql(Record):
+    """A table or a query over a named connection, written as Parquet: one file per partition.
+
+    With ``partition_on`` (a column that can be ordered) and ``partitions`` > 1, the key range is cut into that many
+    files; rows whose key is NULL go with the first. ``columns`` selects, ``where`` is an SQL condition.
+    """
+
+    connection: str
+    query: str | None = None
+    table: str | None = None
+    columns: tuple[str, ...] = ()
+    where: str | None = None
+    partition_on: str | None = None
+    partitions: int = 1
+    row_group_rows: int = 65_536
+    order_by: tuple[str, ...] = ()
+    incremental_on: str | None = None
+    since: Any = None
+    consistent: bool = True
+    file_bytes: int = 512 << 20
+
+    @property
+    def uri(self) -> str:
+        """Its identity: everything that decides the rows, in one line. Never opened as a URL."""
+        what = self.table or "query-" + hashlib.sha256((self.query or "").encode()).hexdigest()[:12]
+        return f"sql://{self.connection}/{what}"
+
+
+@dataclass(frozen=True)
+class Manifest(Record):
+    """A file that lists sources, at any URI: one URI a line (txt), or csv, jsonl or Parquet with columns.
+
+    ``uri_column``, ``digest_column``, ``size_column`` and ``key_column`` name the columns (the last three may be
+    missing from the file); ``metadata`` names those that are to be handed on with each sample.
+    """
+
+    uri: str
+    format: str | None = None
+    connection: str | None = None
+    uri_column: str = "uri"
+    digest_column: str = "digest"
+    size_column: str = "size"
+    key_column: str = "key"
+    metadata: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Api(Record):
+    """Records of an HTTP API, page by page, as JSON Lines or Parquet."""
+
+    connection: str
+    path: str = ""
+    method: str = "GET"
+    params: Mapping[str, Any] | None = None
+    body: Any = None
+    records: str = ""
+    paginate: Mapping[str, Any] | None = None
+    format: str = "jsonl"
+
+    @property
+    def uri(self) -> str:
+        """Its identity, in one line. Never opened as a URL."""
+        asked = json.dumps([self.method, self.params, self.body], sort_keys=True)
+        return f"api://{self.connection}/{self.path.lstrip('/')}#{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
+
+
+AnySource = Source | Sql | Api | Manifest
+_KINDS: dict[str, type[Source] | type[Sql] | type[Api] | type[Manifest]] = {
+    "source": Source,
+    "sql": Sql,
+    "api": Api,
+    "manifest": Manifest,
+}
+
+
+def source_to_json(source: AnySource) -> dict[str, Any]:
+    return {"kind": type(source).__name__.lower(), **source.to_json()}
+
+
+def source_from_json(data: Mapping[str, Any]) -> AnySource:
+    return _KINDS[data["kind"]].from_json(data)
+
+
+def parse_digest(digest: str) -> tuple[str, str]:
+    """``"sha256:ABC…"`` → ``("sha256", "abc…")``. Raises :class:`UsageError` for one that cannot be right."""
+    algorithm, colon, value = digest.partition(":")
+    algorithm, value = algorithm.strip().lower().replace("-", ""), value.strip().lower()
+    if not colon or algorithm not in DIGEST_HEX:
+        raise UsageError(f"digest {digest!r}: write it as ALGORITHM:HEX, with one of {', '.join(DIGEST_HEX)}")
+    if len(value) != DIGEST_HEX[algorithm] or not all(c in "0123456789abcdef" for c in value):
+        raise UsageError(
+            f"digest {digest!r}: {algorithm} has {DIGEST_HEX[algorithm]} hexadecimal digits, this has {len(value)}"
+        )
+    return algorithm, value
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def check_source_text(uri: str) -> None:
+    """Refuse what can be refused without asking anyone: control characters, no scheme, a password in the URI."""
+    shown = _USERINFO.sub("//", uri) if "@" in uri else uri
+    if not uri or uri != uri.strip() or _CONTROL.search(uri):
+        raise BadSource(shown, "empty, or with white space at its ends or control characters inside")
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port, parts.netloc.encode()
+    except ValueError:
+        raise BadSource(shown, "not a URI: its host or port cannot be read") from None
+    if not parts.scheme or uri[len(parts.scheme) :][:3] != "://":
+        raise BadSource(shown, "has no scheme; write https://…, s3://…, file:///… or another URI that fsspec opens")
+    if parts.password is not None:
+        raise BadSource(
+            shown,
+            "a password in a URI would travel through the queue; put it under [connections.NAME] on the data nodes "
+            "and pass Source(uri, connection='NAME')",
+        )
+    if parts.scheme in {"http", "https"} and not parts.hostname:
+        raise BadSource(uri, "has no host")
+    if parts.scheme == "s3" and not parts.netloc:
+        raise BadSource(uri, "has no bucket; write s3://BUCKET/KEY")
+
+
+def as_sources(given: str | AnySource | Sequence[str | AnySource]) -> list[AnySource]:
+    """What a user passes to submit, as a list of sources; a lone string or source is a list of one."""
+    if isinstance(given, str | AnySource) or not isinstance(given, Iterable):
+        given = [given]
+    out: list[AnySource] = []
+    for item in given:
+        if isinstance(item, str):
+            item = Source(item)
+        if not isinstance(item, AnySource):
+            raise UsageError(f"{item!r} is no source: pass a URI, ingest.Source, ingest.Sql, .Api or .Manifest")
+        out.append(item)
+    if not out:
+        raise UsageError("the list of sources is empty: give at least one URI")
+    return out
