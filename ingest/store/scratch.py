@@ -60,6 +60,10 @@ class Scratch:
         self._max_bytes = max_bytes
         self._on_bytes = on_bytes
         self._keep = keep
+        #: Set by a fetcher that knows better than the URI: the file's base name, and how many samples it has.
+        self.name: str | None = None
+        self.samples: int | None = None
+        self.pieces: list[Scratch] = []
         self._begin()
         try:
             if keep:
@@ -117,8 +121,19 @@ class Scratch:
         self._append(data)
         self._on_bytes(len(data))
 
+    def piece(self, name: str) -> Scratch:
+        """Another file of the same source, published after this one and in the order in which they are made; no later
+        attempt takes it up. ``max_bytes`` bounds each."""
+        made = Scratch(
+            self._directory, self._key, self.uri, max_bytes=self._max_bytes, on_bytes=self._on_bytes, keep=False
+        )
+        made.name = name
+        self.pieces.append(made)
+        return made
+
     def restart(self) -> None:
         """Back to byte 0, as if nothing had been written."""
+        self._drop_pieces()
         self._file.close()
         self.discard()
         _at_work.discard(self.path)
@@ -153,6 +168,7 @@ class Scratch:
 
     def close(self, *, discard: bool) -> None:
         """End of the attempt. A partial file with a journal stays unless it is to be discarded."""
+        self._drop_pieces()
         self._file.close()
         if discard or not (self._keep and self.journal):
             self.discard()
@@ -160,6 +176,11 @@ class Scratch:
 
     def discard(self) -> None:
         _remove(self.path)
+
+    def _drop_pieces(self) -> None:
+        for piece in self.pieces:
+            piece.close(discard=True)
+        self.pieces.clear()
 
     def __repr__(self) -> str:
         return f"<Scratch {self.path.name} {self.size} bytes>"
