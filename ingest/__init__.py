@@ -29,12 +29,13 @@ from ingest.errors import (
     WaitTimeout,
 )
 from ingest.model import Failure, JobStatus
-from ingest.sources import Manifest, Source, Sql
+from ingest.sources import Api, Manifest, Pack, Source, Sql
 
 if TYPE_CHECKING:
     from ingest.app import download as download
 
 __all__ = [
+    "Api",
     "BadSource",
     "Client",
     "ConfigError",
@@ -50,6 +51,7 @@ __all__ = [
     "Manifest",
     "NoDataNode",
     "NotLocalError",
+    "Pack",
     "PermanentFetchError",
     "Source",
     "Sql",

@@ -23,6 +23,8 @@
         │   ├── Throttled                the origin says when to come back
         │   ├── Truncated                fewer or more bytes than announced
         │   ├── SourceChanged            it changed while it was read
+        │   ├── UploadFailed             what is at the destination is not what was sent there
+        │   ├── SnapshotLost             the moment that all partitions are read at is past
         │   ├── DigestMismatch           the bytes are not those that were asked for (tried once more only)
         │   └── NodeUnfit                this node cannot do it now (disk full, mount gone); another may
         └── PermanentFetchError          no use in trying again: the source fails now
@@ -32,6 +34,7 @@
             ├── TooLarge                 more bytes than allowed
             ├── EgressDenied             our own policy forbids that address or path
             ├── NothingMatched           a glob or prefix with no file under it
+            ├── NoSnapshot               the partitions of a table cannot be read at one moment
             ├── MissingExtra             a library is not installed on the data node
             ├── Unsupported              nobody here can fetch that scheme, or that type
             ├── Quarantined              the shard killed its worker again and again
@@ -226,6 +229,9 @@ class FetchError(IngestError):
 class TransientFetchError(FetchError):
     """Worth another try."""
 
+    #: Whether the next attempt has less to do than this one had. Known on the data node only, it does not travel.
+    progressed: bool = False
+
 
 class FetchTimeout(TransientFetchError):
     """Nothing came for too long."""
@@ -253,6 +259,16 @@ class Truncated(TransientFetchError):
 
 class SourceChanged(TransientFetchError):
     """It changed while it was read; nothing of the mixture is kept."""
+
+
+class UploadFailed(TransientFetchError):
+    """What is at the destination is not what was sent there; the file itself is in the store."""
+
+
+class SnapshotLost(TransientFetchError):
+    """The moment that all partitions are read at is past. All of them are read again at another one, some times."""
+
+    max_attempts = 1  # the ledger counts the moments; whoever gets to see this has seen the last one go
 
 
 class DigestMismatch(TransientFetchError):
@@ -299,6 +315,10 @@ class EgressDenied(PermanentFetchError):
 
 class NothingMatched(PermanentFetchError):
     """A glob or prefix under which there is nothing."""
+
+
+class NoSnapshot(PermanentFetchError):
+    """The partitions of a table cannot be read at one moment, and nobody said that they need not."""
 
 
 class MissingExtra(PermanentFetchError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,8 +25,8 @@ class FileSpec(Record):
     ``source`` is the index of the source in the request and ``part`` the place within it (brace value, key or
     partition), so that ``(source, part)`` orders all files of a job. ``name`` is the path under ``into=``;
     ``request`` is what a database or an API is asked (a partition of a query); ``version`` an ETag or version id
-    seen while listing. ``mirrors`` and ``checksums`` are the source's; ``key`` and ``metadata`` a manifest's, for
-    the sample in a packed shard.
+    seen while listing, ``pin`` the version id that the user wants. ``mirrors`` and ``checksums`` are the source's;
+    ``key`` and ``metadata`` a manifest's, for the sample in a packed shard.
     """
 
     source: int
@@ -42,6 +42,7 @@ class FileSpec(Record):
     checksums: str | None = None
     key: str | None = None
     metadata: Mapping[str, Any] | None = None
+    pin: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,14 @@ class FileRecord(Record):
         """What orders the files of a job."""
         return self.source, self.part, self.piece
 
+    @property
+    def holds(self) -> Iterator[tuple[int, int]]:
+        """(source, part) of everything that is in it."""
+        if not self.covers:
+            yield self.source, self.part
+        for source, first, last in self.covers:
+            yield from ((source, part) for part in range(first, last + 1))
+
 
 @dataclass(frozen=True)
 class Failure(Record):
@@ -104,10 +113,10 @@ class Failure(Record):
 
 @dataclass(frozen=True)
 class JobOptions(Record):
-    """What applies to all of a job. ``placement``: ``here``, ``any``, ``spread`` or the name of a node.
-    ``reply_to`` is the Celery task id that
-    wants the job's result, where it is not the job's own. ``request`` is the fingerprint of the sources, so that a
-    key is not used for two lists."""
+    """What applies to all of a job. ``placement``: ``here``, ``any``, ``spread`` or the name of a node. ``convert`` are
+    the steps that every file goes through, ``pack`` how many of them become one. ``reply_to`` is the Celery task id
+    that wants the job's result, where it is not the job's own. ``request`` is the fingerprint of the sources, so that
+    a key is not used for two lists. ``dry_run``: units are counted, and nothing is fetched."""
 
     name: str = ""
     placement: str = "any"
@@ -117,9 +126,12 @@ class JobOptions(Record):
     deadline_s: float | None = None
     shard_files: int | None = None
     max_bytes: int | None = None
+    convert: tuple[Mapping[str, Any], ...] = ()
+    pack: Mapping[str, Any] | None = None
     reply: bool = False
     reply_to: str = ""
     request: str = ""
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,11 @@ def safe_name(text: str, default: str) -> str:
     return _cut(name) or default
 
 
+def safe_parts(path: str) -> list[str]:
+    """A relative path as safe names, outermost first: nothing in it leads up or to the root."""
+    return [safe_name(part, "file") for part in path.split("/") if part.strip() not in {"", ".", ".."}]
+
+
 def base_name(uri: str) -> str:
     """The readable file name of a URI: its last path component, decoded, without a query; ``file`` where it has none.
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -39,8 +41,9 @@ class Source(Record):
     ``digest`` is ``"sha256:<hex>"`` (or md5, sha1, sha384, sha512, blake2b, blake3, crc32c); ``size`` is in bytes.
     Both only make sense for a single file, and so do ``mirrors``: other URIs of the same bytes, tried in turn.
     ``checksums`` says where a digest is found: ``"beside"`` is the file's own URI with ``.sha256`` at its end; any
-    other URI is a list of digests and names, as ``sha256sum`` writes it. ``connection`` names a profile in the data
-    node's ``ingest.toml``; credentials never travel.
+    other URI is a list of digests and names, as ``sha256sum`` writes it. ``version`` is a version id of an object
+    store (S3's ``versionId``, GCS's generation); without it the newest is meant. ``connection`` names a profile in the
+    data node's ``ingest.toml``; credentials never travel.
     """
 
     uri: str
@@ -49,14 +52,22 @@ class Source(Record):
     connection: str | None = None
     mirrors: tuple[str, ...] = ()
     checksums: str | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True)
 class Sql(Record):
     """A table or a query over a named connection, written as Parquet: one file per partition.
 
-    With ``partition_on`` (a column that can be ordered) and ``partitions`` > 1, the key range is cut into that many
-    files; rows whose key is NULL go with the first. ``columns`` selects, ``where`` is an SQL condition.
+    With ``partitions`` > 1 the rows are cut into up to that many parts of about as many rows each: by ``partition_on``
+    (a column that can be ordered), else the first of ``order_by``; else a table of PostgreSQL by its pages, any other
+    by its primary key. Rows whose key is NULL go with the first. ``columns`` selects, ``where`` is an SQL condition,
+    ``order_by`` sorts the rows of each part: ``("day", "id DESC")``. A row group has up to ``row_group_rows`` rows, and
+    a part is continued in another file each time one has ``file_bytes``.
+
+    All parts are of one moment, or it is an error; ``consistent=False`` reads each at a moment of its own. With
+    ``incremental_on`` (a column whose values grow) there are only the rows above the greatest value of the last job
+    that asked the same and had all of it, or above ``since``.
     """
 
     connection: str
@@ -73,6 +84,17 @@ class Sql(Record):
     consistent: bool = True
     file_bytes: int = 512 << 20
 
+    def __post_init__(self) -> None:
+        if self.since is not None and not isinstance(self.since, int | float | str):
+            text = self.since.isoformat(" ") if isinstance(self.since, datetime) else str(self.since)
+            object.__setattr__(self, "since", text)  # a date, time or Decimal, as databases read it
+
+    @property
+    def cursor_key(self) -> str:
+        """What tells the cursor of one increment from that of another: everything that decides which rows there are."""
+        asked = [self.connection, self.table, self.query, list(self.columns), self.where, self.incremental_on]
+        return hashlib.sha256(json.dumps(asked).encode("utf-8", "surrogatepass")).hexdigest()[:40]
+
     @property
     def uri(self) -> str:
         """Its identity: everything that decides the rows, in one line. Never opened as a URL."""
@@ -82,10 +104,11 @@ class Sql(Record):
 
 @dataclass(frozen=True)
 class Manifest(Record):
-    """A file that lists sources, at any URI: one URI a line (txt), or csv, jsonl or Parquet with columns.
+    """A file that lists sources: one URI a line (txt), or csv, tsv, jsonl or Parquet with columns.
 
-    ``uri_column``, ``digest_column``, ``size_column`` and ``key_column`` name the columns (the last three may be
-    missing from the file); ``metadata`` names those that are to be handed on with each sample.
+    ``uri`` is where the data node finds it, or the path of a file on this machine (no ``scheme://``), which ``submit``
+    reads. ``uri_column``, ``digest_column``, ``size_column`` and ``key_column`` name the columns (the last three may
+    be missing from the file unless you name them); ``metadata`` names those that are to be handed on with each sample.
     """
 
     uri: str
@@ -97,25 +120,56 @@ class Manifest(Record):
     key_column: str = "key"
     metadata: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if isinstance(self.uri, os.PathLike):
+            object.__setattr__(self, "uri", os.fspath(self.uri))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a file of the machine that submits."""
+        return "://" not in self.uri
+
 
 @dataclass(frozen=True)
 class Api(Record):
-    """Records of an HTTP API, page by page, as JSON Lines or Parquet."""
+    """The records of an HTTP API, all pages of them, as one file of JSON Lines or Parquet (``format="parquet"``).
+
+    ``path`` is appended to the connection's ``url``; ``params`` is the query, ``body`` what a POST sends as JSON.
+    ``records`` is the way to the list in an answer, ``"data.items"`` (a list of keys where one has a dot in it); "" is
+    the answer itself: a list, or one record. ``paginate`` says how pages follow each other, see docs/sources.md:
+    ``{"kind": "link" | "cursor" | "offset" | "page", …}``; None is one request.
+    """
 
     connection: str
     path: str = ""
     method: str = "GET"
     params: Mapping[str, Any] | None = None
     body: Any = None
-    records: str = ""
+    records: str | tuple[str, ...] = ""
     paginate: Mapping[str, Any] | None = None
     format: str = "jsonl"
 
     @property
     def uri(self) -> str:
-        """Its identity, in one line. Never opened as a URL."""
-        asked = json.dumps([self.method, self.params, self.body], sort_keys=True)
+        """Its identity: everything that decides the records, in one line. Never opened as a URL."""
+        asked = json.dumps(
+            [self.method, self.params, self.body, self.records, self.paginate, self.format], sort_keys=True
+        )
         return f"api://{self.connection}/{self.path.lstrip('/')}#{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
+
+
+@dataclass(frozen=True)
+class Pack(Record):
+    """Many small files as few: WebDataset tars or Parquet files of about ``bytes`` each, in the order of the request.
+
+    ``samples`` is how many files make a shard; what fails of them is left out and listed, and fails the shard when it
+    is more than the share ``max_failed`` (0 to 1).
+    """
+
+    format: str = "tar"
+    bytes: int = 256 << 20
+    samples: int = 10_000
+    max_failed: float = 0.1
 
 
 AnySource = Source | Sql | Api | Manifest
@@ -141,7 +195,7 @@ def parse_digest(digest: str) -> tuple[str, str]:
     algorithm, value = algorithm.strip().lower().replace("-", ""), value.strip().lower()
     if not colon or algorithm not in DIGEST_HEX:
         raise UsageError(f"digest {digest!r}: write it as ALGORITHM:HEX, with one of {', '.join(DIGEST_HEX)}")
-    if len(value) != DIGEST_HEX[algorithm] or not all(c in "0123456789abcdef" for c in value):
+    if len(value) != DIGEST_HEX[algorithm] or value.strip("0123456789abcdef"):
         raise UsageError(
             f"digest {digest!r}: {algorithm} has {DIGEST_HEX[algorithm]} hexadecimal digits, this has {len(value)}"
         )
@@ -149,10 +203,14 @@ def parse_digest(digest: str) -> tuple[str, str]:
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+#: What nearly every line of a long list is, and is right: all that follows need not be looked at.
+_PLAIN = re.compile(r"(?:https?|s3)://[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,4})?/[\x21-\x7e]*")
 
 
 def check_source_text(uri: str) -> None:
     """Refuse what can be refused without asking anyone: control characters, no scheme, a password in the URI."""
+    if _PLAIN.fullmatch(uri):
+        return
     shown = _USERINFO.sub("//", uri) if "@" in uri else uri
     if not uri or uri != uri.strip() or _CONTROL.search(uri):
         raise BadSource(shown, "empty, or with white space at its ends or control characters inside")

@@ -27,6 +27,7 @@ from workers import holding, logs
 from workers.logs import log
 from workers.node import parent_of, started
 from workers.reconcile import Reconciler
+from workers.snapshots.keeper import Keeper
 
 #: A process that was told to stop and has not moved for so long is stuck in native code: it is killed.
 STUCK_S = 10.0
@@ -41,7 +42,9 @@ class Agent:
         self.ledger = WorkLedger(self.settings, retries=1)
         self.store = Store.open(self.settings.store)
         own = WorkLedger(self.settings, retries=1)
-        self.reconciler = Reconciler(app_for(self.settings), own, self.store, self.settings.limits.renew_s)
+        app = app_for(self.settings)
+        self.reconciler = Reconciler(app, own, self.store, self.settings.limits.renew_s)
+        self.keeper = Keeper(app, WorkLedger(self.settings, retries=1), self.settings, worker)
         self.kill_at: float | None = None
         self._idle: set[tuple[str, str]] = set()
         self._told: dict[str, tuple[float, int]] = {}
@@ -112,6 +115,7 @@ class Agent:
         # A thread of its own, with a connection of its own: however much there is to make good, the heart beats.
         # Threads are no danger here: this process does not fork.
         threading.Thread(target=self._reconcile, name="reconcile", daemon=True).start()
+        threading.Thread(target=self._keep, name="keeper", daemon=True).start()
         period = self.settings.limits.renew_s
         while os.getppid() == self.parent:
             begun = time.monotonic()
@@ -124,13 +128,20 @@ class Agent:
             self._guarded(self.reconciler.step)
             time.sleep(self.settings.limits.renew_s)
 
-    def _guarded(self, step: Callable[[], None]) -> None:
-        """One round that may fail and is not the last: the ledger can be away, and what lies in it can be damaged."""
+    def _keep(self) -> None:
+        while True:
+            if not self._guarded(self.keeper.step):
+                time.sleep(self.settings.limits.renew_s)
+
+    def _guarded(self, step: Callable[[], None]) -> bool:
+        """One round that may fail and is not the last: the ledger can be away, and what lies in it can be damaged.
+        Whether it did not fail."""
         try:
             step()
             if self._away:
                 self._away = False
                 log.info("ledger.back", extra={"node": self.settings.node})
+            return True
         except LedgerUnavailable as error:
             if not self._away:
                 log.warning("ledger.unavailable", extra={"node": self.settings.node, "reason": str(error)})
@@ -138,10 +149,12 @@ class Agent:
         except Exception as error:  # noqa: BLE001 - one damaged record must not end the heartbeat of all others
             facts = {"node": self.settings.node, "error": type(error).__name__, "reason": str(error)}
             log.error("agent.error", extra=facts)
+        return False
 
     def bye(self) -> None:
         """Leave the list of live workers. What was held is taken back by the next tick: its processes are gone."""
         try:
+            self.keeper.leave()
             dead = [
                 (unit, fence) for unit, (tag, fence) in self.ledger.held(self.worker).items() if not self._lives(tag)
             ]

@@ -21,6 +21,7 @@ class Control:
     ) -> None:
         self.flights: Sequence[str] = ()
         self.bytes = 0
+        self._held = 0
         self._ledger, self._claim = ledger, claim
         self._every_s, self._stopping = every_s, stopping
         self._slice_end = time.monotonic() + slice_s
@@ -38,6 +39,12 @@ class Control:
 
     def interrupt(self, why: str) -> None:
         self._why = self._why or why
+
+    def resumed(self, size_bytes: int) -> None:
+        """So much was here already when a file was begun: how far the attempts before this one got."""
+        with self._lock:
+            self._held += size_bytes
+            self._next = 0.0  # the ledger is to know soon: the next death may come before the next report
 
     def advance(self, size_bytes: int) -> None:
         with self._lock:
@@ -63,7 +70,7 @@ class Control:
 
     def _ask(self) -> None:
         try:
-            answer = self._ledger.progress(self._claim, self.bytes)
+            answer = self._ledger.progress(self._claim, self.bytes, self._held)
             if answer == "cancelled" and self._ledger.wanted(self.flights):
                 return  # another job waits for what we fetch
             if answer != "ok":

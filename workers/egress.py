@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from ingest.errors import EgressDenied
-from ingest.settings import Egress
+from ingest.sections import Egress
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -25,7 +25,10 @@ _METADATA: tuple[Network, ...] = tuple(
     for text in ("fd00:ec2::254/128", "fd20:ce::254/128", "100.100.100.200/32", "192.0.0.192/32", "168.63.129.16/32")
 )
 _LINK_LOCAL: tuple[Network, ...] = (ip_network("169.254.0.0/16"), ip_network("fe80::/10"))
-_NAT64 = ip_network("64:ff9b::/96")
+#: IPv6 addresses that end in the IPv4 address which they lead to: compatible, translated (SIIT), by NAT64.
+_ENDS_IN_IPV4: tuple[Network, ...] = (ip_network("::/96"), ip_network("::ffff:0:0:0/96"), ip_network("64:ff9b::/96"))
+#: Not global either, whatever Python's table says: site-local addresses of old, NAT64 within a network (RFC 8215).
+_LOCAL: tuple[Network, ...] = (ip_network("fec0::/10"), ip_network("64:ff9b:1::/48"))
 _NUMERIC_HOST = re.compile(r"[0-9a-fA-FxX.]+")
 
 
@@ -43,7 +46,7 @@ def parse_address(text: str) -> Address | None:
         except OSError:
             return None
     if isinstance(address, IPv6Address):
-        if address in _NAT64:
+        if int(address) > 1 and _within(address, _ENDS_IN_IPV4):  # :: and ::1 are what they are
             return IPv4Address(int(address) & 0xFFFFFFFF)
         return address.ipv4_mapped or address.sixtofour or address
     return address
@@ -51,7 +54,7 @@ def parse_address(text: str) -> Address | None:
 
 def is_private(address: Address) -> bool:
     """Whether it is an address of this machine or of a private network: anything that the Internet does not route."""
-    return not address.is_global
+    return not address.is_global or address.is_multicast or _within(address, _LOCAL)
 
 
 class Policy:

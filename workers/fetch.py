@@ -8,49 +8,31 @@ some must wait.
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from functools import lru_cache
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 
-from ingest.errors import FetchError, FetchTimeout, NodeUnfit, PermanentFetchError, TransientFetchError
+from ingest.errors import FetchError, FetchTimeout, NodeUnfit, PermanentFetchError, SnapshotLost
 from ingest.ledger import Claim, Result, Settled, WorkLedger
-from ingest.model import Failure, FileRecord, FileSpec
-from ingest.record import unpack
+from ingest.model import FileRecord, FileSpec
 from workers import node as here
 from workers.control import Control
 from workers.fetchers.base import Interrupted
 from workers.logs import log
 from workers.node import Node
+from workers.outcome import Outcome, failure_of
+from workers.pack import pack_shard
+from workers.parallel import each
 from workers.report import Events, manifest, report
-from workers.retry import UNFIT_DELAY_S, delay_s, is_final
+from workers.retry import UNFIT_DELAY_S, delay_s
+from workers.snapshots.increments import increment_of
+from workers.snapshots.reading import Moments
 from workers.transfer import Transfer
 
 #: How long a shard sleeps while another one fetches what it wants too; it is woken when that lands.
 FLIGHT_WAIT_S = 30.0
-
-
-@dataclass
-class Outcome:
-    """What one attempt at a shard came to."""
-
-    files: list[FileRecord] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    transient: list[tuple[FileSpec, TransientFetchError]] = field(default_factory=list)
-    busy: list[FileSpec] = field(default_factory=list)
-    stopped: str = ""
-
-    @property
-    def result(self) -> Result:
-        return Result(
-            tuple(sorted(self.files, key=lambda f: (f.source, f.part))),
-            tuple(sorted(self.failures, key=lambda f: f.index)),
-        )
 
 
 def fetch_shard(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostname: str | None) -> Settled:
@@ -61,11 +43,14 @@ def fetch_shard(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostn
     events = Events(app, hostname)
     events.started(claim)
     transfer = Transfer(node, claim.options, control)
-    outcome = _begin(claim)
+    outcome = Outcome.of(claim)
     try:
-        _attempt(ledger, claim, transfer, control, outcome)
+        if claim.options.pack:
+            pack_shard(ledger, claim, transfer, control, outcome)
+        else:
+            _attempt(ledger, claim, transfer, control, outcome)
     except Interrupted as stop:
-        outcome.stopped = stop.why
+        outcome.stopped, outcome.why = stop.why, stop.reason
     except SoftTimeLimitExceeded:
         outcome.stopped = "slice"
     settled, state, summary = _settle(node, ledger, claim, control, outcome)
@@ -91,28 +76,26 @@ def fetch_shard(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostn
     return settled
 
 
-def _begin(claim: Claim) -> Outcome:
-    """What earlier attempts already have. Failures count only until somebody asks for another try of the shard."""
-    return Outcome(list(claim.earlier.files), list(claim.earlier.failures) if claim.record.failed else [])
-
-
 def _attempt(ledger: WorkLedger, claim: Claim, transfer: Transfer, control: Control, outcome: Outcome) -> None:
-    settled = {(f.source, f.part) for f in outcome.files} | {f.index for f in outcome.failures}
+    settled = outcome.result.arrived | {f.index for f in outcome.failures}
     todo: list[FileSpec] = []
-    for spec in unpack(FileSpec, claim.spec):
+    moments = Moments(ledger, claim, transfer)
+    for spec in claim.files:
         if (spec.source, spec.part) in settled:
             continue
         try:
             if claim.record.attempts:
-                # It was not that version any more, or not in time: what is asked for is the source, as it is now.
-                spec = dataclasses.replace(spec, version=None)
-            spec = transfer.resolve(spec)
-            record = transfer.reuse(spec)
+                # It was not that version any more, or not in time: what is asked for is the source, as it is now. Who
+                # listed it said how large that version was.
+                spec = dataclasses.replace(spec, version=None, size=None if spec.version else spec.size)
+            spec = moments.pinned(transfer.resolve(spec))
+            records = transfer.reuse(spec)
         except FetchError as error:
             outcome.failures.append(failure_of(transfer.node, claim, spec.uri, (spec.source, spec.part), error))
             continue
-        if record is not None:
-            outcome.files.append(record)
+        if records is not None:
+            outcome.files += records
+            control.resumed(sum(record.size for record in records))
         else:
             todo.append(spec)
     if not todo:
@@ -124,7 +107,8 @@ def _attempt(ledger: WorkLedger, claim: Claim, transfer: Transfer, control: Cont
         raise Interrupted("lost")
     control.flights = [key for key, ours in zip(keys, free, strict=True) if ours]
     outcome.busy = [spec for spec, ours in zip(todo, free, strict=True) if not ours]
-    _transfer_all(transfer, [spec for spec, ours in zip(todo, free, strict=True) if ours], claim, control, outcome)
+    ours = [spec for spec, is_ours in zip(todo, free, strict=True) if is_ours]
+    _transfer_all(transfer, ours, claim, control, outcome, moments)
     for spec, first in twins:
         _follow_twin(outcome, spec, first)
 
@@ -143,10 +127,10 @@ def _without_twins(transfer: Transfer, specs: list[FileSpec]) -> tuple[list[File
 
 def _follow_twin(outcome: Outcome, spec: FileSpec, first: FileSpec) -> None:
     """What became of the first is what becomes of its twin; nothing yet, if the first is to be tried again."""
-    for record in outcome.files:
-        if (record.source, record.part) == (first.source, first.part):
-            outcome.files.append(dataclasses.replace(record, source=spec.source, part=spec.part, reused=True))
-            return
+    records = [record for record in outcome.files if (record.source, record.part) == (first.source, first.part)]
+    if records:
+        outcome.files += [dataclasses.replace(r, source=spec.source, part=spec.part, reused=True) for r in records]
+        return
     for failure in outcome.failures:
         if failure.index == (first.source, first.part):
             outcome.failures.append(dataclasses.replace(failure, index=(spec.source, spec.part)))
@@ -154,56 +138,40 @@ def _follow_twin(outcome: Outcome, spec: FileSpec, first: FileSpec) -> None:
 
 
 def _transfer_all(
-    transfer: Transfer, specs: Sequence[FileSpec], claim: Claim, control: Control, outcome: Outcome
+    transfer: Transfer, specs: Sequence[FileSpec], claim: Claim, control: Control, outcome: Outcome, moments: Moments
 ) -> None:
     """Several files at once where there are several. The first interruption stops them all; what had arrived counts."""
 
-    def one(spec: FileSpec) -> FileRecord | FetchError | Interrupted:
+    def one(spec: FileSpec) -> list[FileRecord] | FetchError | Interrupted:
         try:
             control.check()
             return transfer.fetch(spec)
+        except SnapshotLost as error:
+            return moments.lost(error)
         except (FetchError, Interrupted) as error:
             return error
 
-    def take(spec: FileSpec, found: FileRecord | FetchError | Interrupted) -> None:
+    def take(spec: FileSpec, found: list[FileRecord] | FetchError | Interrupted) -> None:
         if isinstance(found, Interrupted):
             outcome.stopped = outcome.stopped or found.why
             if found.why != "slice" or not (found.wasted or _past_deadline(transfer, claim)):
                 return
             found = FetchTimeout(spec.uri, _too_long(transfer, found))
-        if isinstance(found, FileRecord):
-            outcome.files.append(found)
-        elif isinstance(found, TransientFetchError) and not _final(transfer, claim, found):
-            outcome.transient.append((spec, found))
-        else:
-            outcome.failures.append(failure_of(transfer.node, claim, spec.uri, (spec.source, spec.part), found))
+        if isinstance(found, list):
+            outcome.files += found
+            return
+        outcome.missed(transfer.node, claim, [spec], found, claim.record.attempts + 1)
 
-    if len(specs) == 1 or transfer.node.settings.http.parallel == 1:
-        for spec in specs:
-            take(spec, one(spec))
-        return
-    futures = [_threads(os.getpid(), transfer.node.settings.http.parallel).submit(one, spec) for spec in specs]
-    try:
-        for spec, future in zip(specs, futures, strict=True):
-            try:
-                take(spec, future.result())
-            except SoftTimeLimitExceeded:
-                control.interrupt("slice")
-                take(spec, future.result())
-    finally:
-        wait(futures)  # nobody works on for a claim that is settled
-
-
-@lru_cache(maxsize=1)
-def _threads(pid: int, parallel: int) -> ThreadPoolExecutor:
-    """This process's threads, kept from shard to shard: each keeps its connections."""
-    return ThreadPoolExecutor(parallel, thread_name_prefix="fetch")
+    for spec, found in each(specs, one, transfer.node.settings.http.parallel, control):
+        take(spec, found)
 
 
 def _too_long(transfer: Transfer, stop: Interrupted) -> str:
     limits = transfer.node.settings.limits
     if not stop.wasted:
         return "did not arrive before the job's deadline"
+    if stop.reason:
+        return f"{stop.reason} took longer than the time slice of {limits.soft_s:g} s; raise [limits] soft_s and hard_s"
     return (
         f"took longer than the time slice of {limits.soft_s:g} s, and what came cannot be continued (the origin "
         "gives no strong ETag with ranges, or it is a query); "
@@ -213,21 +181,6 @@ def _too_long(transfer: Transfer, stop: Interrupted) -> str:
 
 def _past_deadline(transfer: Transfer, claim: Claim) -> bool:
     return claim.age_s >= (claim.options.deadline_s or transfer.node.settings.retry.deadline_s)
-
-
-def _final(transfer: Transfer, claim: Claim, error: FetchError) -> bool:
-    options = claim.options
-    policy = transfer.node.settings.retry
-    return is_final(policy, error, claim.record.attempts + 1, options.attempts, claim.age_s, options.deadline_s)
-
-
-def failure_of(node: Node, claim: Claim, uri: str, index: tuple[int, int], error: FetchError) -> Failure:
-    """What becomes of an error that is final: a line in the log, and the record that every waiter gets."""
-    name = type(error).__name__
-    facts = {"job": claim.job, "shard": claim.number, "node": node.settings.node, "source": uri, "error": name}
-    log.warning("file.failed", extra=facts | {"reason": error.reason})
-    tries = claim.record.attempts + 1
-    return Failure(uri, name, error.reason, tries, claim.unit, node.settings.node, index, error.details)
 
 
 def _settle(
@@ -240,22 +193,26 @@ def _settle(
     if outcome.stopped == "cancelled":
         settled = ledger.commit(claim, "cancelled", result, control.flights)
         return settled, "cancelled" if settled.ok else "lost", "its job was cancelled"
+    if outcome.stopped == "snapshot":
+        return _later(node, ledger, claim, result, control, FLIGHT_WAIT_S, False, outcome.why)
     if outcome.stopped and not outcome.transient:
         reason = "handed back at shutdown" if outcome.stopped == "stopping" else "time slice over, handed back"
         return _later(node, ledger, claim, result, control, 0, False, reason)
     if outcome.transient:
         policy, attempt = node.settings.retry, claim.record.attempts + 1
         delays = [delay_s(policy, error, attempt) for _, error in outcome.transient]
-        counted = not all(isinstance(error, NodeUnfit) for _, error in outcome.transient)
+        counted = not all(isinstance(error, NodeUnfit) or error.progressed for _, error in outcome.transient)
+        anew = not counted and any(error.progressed for _, error in outcome.transient)
         spec, error = outcome.transient[0]
         reason = f"{type(error).__name__}: {spec.uri}: {error.reason}"
-        return _later(node, ledger, claim, result, control, max(delays), counted, reason)
+        return _later(node, ledger, claim, result, control, max(delays), counted, reason, anew=anew)
     if outcome.busy:
         reason = f"waits for {outcome.busy[0].uri}, which another job is fetching"
         return _later(node, ledger, claim, result, control, FLIGHT_WAIT_S, False, reason)
-    state = "failed" if result.failures else "done"
+    state = "failed" if outcome.is_failed else "done"
     try:
-        node.store.write_manifest(claim.job, claim.number, manifest(claim.job, claim.number, result))
+        said = manifest(claim.job, claim.number, result, increment_of(claim))
+        node.store.write_manifest(claim.job, claim.number, said)
     except OSError as error:
         reason = f"the store at {node.store.root} failed: {error.strerror}"
         return _later(node, ledger, claim, result, control, UNFIT_DELAY_S, False, reason)
@@ -275,11 +232,13 @@ def _later(
     wait_s: float,
     counted: bool,
     reason: str,
+    *,
+    anew: bool = False,
 ) -> tuple[Settled, str, str]:
     news = (
         result if (len(result.files), len(result.failures)) != (len(claim.earlier.files), claim.record.failed) else None
     )
-    settled = ledger.back(claim, wait_s, counted, reason, news, control.flights)
+    settled = ledger.back(claim, wait_s, counted, reason, news, control.flights, anew=anew)
     log.info(
         "shard.later",
         extra={
@@ -302,8 +261,8 @@ def unexpected(claim: Claim, error: Exception) -> PermanentFetchError:
 
 def fail_all(node: Node, ledger: WorkLedger, claim: Claim, error: FetchError) -> Settled:
     """End a claim because of something that no file of it can survive."""
-    specs = [] if claim.is_plan else unpack(FileSpec, claim.spec)
-    settled = {(f.source, f.part) for f in claim.earlier.files}
+    specs = [] if claim.is_plan else claim.files
+    settled = claim.earlier.arrived
     missing = [(s.uri, (s.source, s.part)) for s in specs if (s.source, s.part) not in settled]
     missing = missing or [(error.uri, (claim.record.source, 0))]
     failures = tuple(failure_of(node, claim, uri, index, error) for uri, index in missing)

@@ -38,7 +38,7 @@ def write_result(app: Celery, ledger: WorkLedger, store: Store, member: str) -> 
     if any(r.state not in TERMINAL_SHARD for r in records):
         return  # tried again meanwhile: its next end writes the result
     results = [Result.unpacked(packed) for packed in ledger.results(job, units)]
-    files = sorted((f for r in results for f in r.files), key=lambda f: (f.source, f.part))
+    files = sorted((f for r in results for f in r.files), key=lambda f: f.place)
     failures = [f for r in results for f in r.failures]
     bad = next((r for r in records if r.state in {"failed", "cancelled", "quarantined"}), None)
     if failures:
@@ -49,18 +49,19 @@ def write_result(app: Celery, ledger: WorkLedger, store: Store, member: str) -> 
         value = _paths(files, store, job, number)
     # A whole job is asked for by the task that made it, whose id may be no job's id.
     task = member if number else json.loads(ledger.meta(job)["options"]).get("reply_to") or member
+    if any(r.again for r in records):
+        app.backend.forget(task)  # it was done before, at another moment, and a SUCCESS is never overwritten
     app.backend.store_result(task, value, states.FAILURE if isinstance(value, Exception) else states.SUCCESS)
     ledger.reported(member)
 
 
-def manifest(job: str, shard: str, result: Result) -> bytes:
-    """The lasting record of a shard: JSON with path, size, digest, source, version and samples of each file, and the
-    failures."""
+def manifest(job: str, shard: str, result: Result, increment: dict[str, Any] | None = None) -> bytes:
+    """The lasting record of a shard: JSON with path, size, digest, source, version and samples of each file, the
+    failures, and of an increment the column and the values between which it lies."""
     files = [f.to_json() for f in result.files]
     failures = [f.to_json() for f in result.failures]
-    return json.dumps(
-        {"v": VERSION, "job": job, "shard": shard, "files": files, "failures": failures}, indent=1
-    ).encode()
+    said: dict[str, Any] = {"v": VERSION, "job": job, "shard": shard, "files": files, "failures": failures}
+    return json.dumps(said | ({"increment": increment} if increment else {}), indent=1).encode()
 
 
 def _int(ledger: WorkLedger, job: str, field: str) -> int:

@@ -12,6 +12,7 @@ from celery import Task
 from celery.exceptions import Ignore
 
 from ingest.app import DOWNLOAD_TASK, FETCH_QUEUE, FETCH_TASK, PLAN_TASK, app, queues_of
+from ingest.client.into import destination
 from ingest.client.submission import check, cut, needs_origin
 from ingest.doorbell import ring, ring_on
 from ingest.errors import LedgerUnavailable, UsageError
@@ -20,6 +21,7 @@ from ingest.model import TERMINAL_JOB, JobOptions
 from ingest.sources import Source
 from workers import holding
 from workers import node as here
+from workers.counting import count_unit
 from workers.fetch import fail_all, fetch_shard, unexpected
 from workers.logs import log
 from workers.plan import plan_source
@@ -43,7 +45,7 @@ def answer(queue: str, hostname: str | None) -> None:
             return
         holding.hold(claim.unit, claim.fence)
         try:
-            work = plan_source if claim.is_plan else fetch_shard
+            work = count_unit if claim.options.dry_run else plan_source if claim.is_plan else fetch_shard
             settled = work(app, node, ledger, claim, hostname)
         except LedgerUnavailable:
             raise
@@ -93,7 +95,7 @@ class Download(Task):  # type: ignore[misc] # Celery has no types
         node, ledger = here.this_node(), here.ledger()
         source = Source(uri, digest, None, connection)
         check(source)
-        if into is not None and not os.path.isabs(into):
+        if into is not None and "://" not in into and not os.path.isabs(into):
             raise UsageError(
                 f"into={into!r} must be an absolute path: the data node, which makes it, has another working directory"
             )
@@ -105,7 +107,9 @@ class Download(Task):  # type: ignore[misc] # Celery has no types
         name = (
             task if PLAIN_ID.fullmatch(task) else f"d{hashlib.sha256(task.encode('utf-8', 'replace')).hexdigest()[:32]}"
         )
-        options = JobOptions(name=f"download {uri}"[:200], placement=own, into=into, reply=True, reply_to=task)
+        options = JobOptions(
+            name=f"download {uri}"[:200], placement=own, into=destination(into), reply=True, reply_to=task
+        )
         job, made = ledger.create(options, None, name)
         if not made and ledger.meta(job)["state"] in TERMINAL_JOB:
             # Somebody uses one task id again and again: as with any task, the last call counts.

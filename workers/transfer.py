@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from ingest.dataset.formats import count_samples
-from ingest.errors import EgressDenied, FetchError, NodeUnfit, PermanentFetchError, StoreError, TransientFetchError
+from ingest.errors import EgressDenied, FetchError, PermanentFetchError, StoreError, TransientFetchError
 from ingest.model import FileRecord, FileSpec, JobOptions
 from ingest.names import base_name
-from ingest.settings import Connection, is_under
-from ingest.store import Store, Stored, link_into
+from ingest.sections import Connection, is_under
+from ingest.store import Piece, Scratch, Store, Stored
+from workers.checksums import Checksums
 from workers.control import Control
+from workers.convert import convert, resolve
+from workers.destinations import Into
 from workers.fetchers import fetcher_for
-from workers.fetchers.base import Context, Fetcher, Interrupted, Known
+from workers.fetchers.base import Context, Fetched, Fetcher, Interrupted, Known
+from workers.mirrors import bring_from_any
 from workers.node import Node
-
-#: A full disk says nothing about the source.
-FULL = {errno.ENOSPC, errno.EDQUOT}
+from workers.retry import is_progress
 
 
 class Transfer:
@@ -32,7 +34,11 @@ class Transfer:
     def __init__(self, node: Node, options: JobOptions, control: Control) -> None:
         self.node, self._options, self._control = node, options, control
         fresh = options.fresh_s
-        self._fresh_s = node.settings.store.fresh_s if fresh is None else fresh
+        self.fresh_s = node.settings.store.fresh_s if fresh is None else fresh
+        self._into = Into(
+            options.into, node.settings, lambda uri: self.context(uri, None)[1], lambda: control.advance(0)
+        )
+        self._checksums = Checksums(node.store, self.context, control.advance)
 
     def resolve(self, spec: FileSpec) -> FileSpec:
         """The spec with its profile named: the one asked for, or the one whose ``match`` fits. Raises
@@ -58,114 +64,183 @@ class Transfer:
     def fetcher(uri: str) -> Fetcher:
         return fetcher_for(uri.partition("://")[0].lower())
 
-    @staticmethod
-    def key(spec: FileSpec) -> str:
-        return Store.key(spec)
+    def key(self, spec: FileSpec) -> str:
+        return Store.key(spec, self._options.convert)
 
     def flight(self, spec: FileSpec) -> str:
         """What is in the air when it is fetched: the source, for this store. Another store needs a copy of its own."""
         return f"{self.node.store.id}/{self.key(spec)}"
 
-    def reuse(self, spec: FileSpec) -> FileRecord | None:
-        """The file as it is in the store, where that needs no request: its digest was given, or it was validated
+    def reuse(self, spec: FileSpec) -> list[FileRecord] | None:
+        """The source's files, where :meth:`find` finds them and they need not be uploaded: that is for :meth:`fetch`,
+        which may fail and be tried again."""
+        return None if self._into.uploads else self._reuse(spec)
+
+    def _reuse(self, spec: FileSpec) -> list[FileRecord] | None:
+        stored = self.find(spec)
+        return self._records(spec, stored, reused=True) if stored else None
+
+    def find(self, spec: FileSpec) -> Stored | None:
+        """What the store has of a source, where using it needs no request: its digest was given, or it was validated
         within ``fresh_s``."""
+        if spec.checksums and not spec.digest:
+            return None  # the list may say another one by now, see ``listed``
         stored = self.node.store.lookup(self.key(spec), spec.digest)
         if stored is None or not self._fits(spec, stored):
             return None
-        if spec.digest is None and spec.version is None and time.time() - stored.validated > self._fresh_s:
+        if not (spec.digest or spec.version or spec.pin) and time.time() - stored.validated > self.fresh_s:
             return None
-        return self._record(spec, stored, reused=True)
+        return stored
 
     def _fits(self, spec: FileSpec, stored: Stored) -> bool:
-        """Whether what is stored is what was asked for, by version, size and limit."""
+        """Whether what is stored is what was asked for, by version, size and limit. What came from a mirror is for
+        those who name that mirror, or the digest: whoever names none trusts the source alone."""
+        if stored.mirror is not None and spec.digest is None and stored.mirror not in spec.mirrors:
+            return False
         limit = self._options.max_bytes
         size = spec.size is None or spec.size == stored.size
         return size and (limit is None or stored.size <= limit) and spec.version in (None, stored.version)
 
-    def fetch(self, spec: FileSpec) -> FileRecord:
-        """Fetch, verify, publish. The flight is held, so what another unit has just landed is used instead.
+    def listed(self, spec: FileSpec) -> FileSpec:
+        """The spec with the digest that its list of checksums says, where it has such a list. Raises
+        :class:`FetchError`."""
+        return self._checksums.resolve(spec)
+
+    def fetch(self, spec: FileSpec) -> list[FileRecord]:
+        """Fetch, verify, publish. The flight is held, so what another unit has just landed is used instead. Mostly one
+        file; several where the fetcher made several.
 
         Raises :class:`FetchError`, or :class:`Interrupted`.
         """
-        if self._fresh_s > 0 and (record := self.reuse(spec)) is not None:
-            return record
+        resolve(spec.uri, self._options.convert)  # before anything is fetched for steps that are not here
+        spec = self.listed(spec)
+        look = self.fresh_s > 0 or spec.checksums or self._into.uploads
+        if look and (records := self._reuse(spec)) is not None:
+            return records
         store = self.node.store
         key = self.key(spec)
         stored = None if spec.digest else store.lookup(key)
         if stored is not None and not self._fits(dataclasses.replace(spec, version=None), stored):
             stored = None  # not what is asked for: the origin has something else by now, or says why not
         known = Known(stored.version, stored.size, stored.validator) if stored else None
-        _, context = self.context(spec.uri, spec.connection)
+        with self.scratch(key, spec) as scratch:
+            fetched = self.bring(spec, scratch, known)
+            if fetched is None:
+                assert stored is not None
+                store.confirm(key, stored)
+                return self._records(spec, stored, reused=True)
+            published = self._publish(key, spec, scratch, fetched)
+        return self._records(spec, published, reused=False)
+
+    @contextmanager
+    def scratch(self, key: str, spec: FileSpec, *, keep: bool = True) -> Iterator[Scratch]:
+        """A file in the making, with this job's limits. What the disk or a library raises becomes a FetchError."""
         limit = self._options.max_bytes or self.node.settings.store.max_file_bytes
         try:
-            with store.scratch(key, spec, on_bytes=self._control.advance, max_bytes=limit) as scratch:
-                try:
-                    fetched = self.fetcher(spec.uri).fetch(spec, scratch, known, context)
-                except SoftTimeLimitExceeded:
-                    raise Interrupted("slice", wasted=scratch.journal is None) from None
-                except Interrupted as stop:
-                    raise Interrupted(stop.why, wasted=scratch.journal is None) from None
-                if fetched is None:
-                    assert stored is not None
-                    store.confirm(key, stored)
-                    return self._record(spec, stored, reused=True)
-                published = store.publish(
-                    key,
-                    spec,
-                    scratch,
-                    version=fetched.version,
-                    validator=fetched.validator,
-                    name=fetched.name,
-                    samples=fetched.samples if fetched.samples is not None else _count,
-                )
+            with self.node.store.scratch(
+                key, spec, on_bytes=self._control.advance, max_bytes=limit, keep=keep
+            ) as scratch:
+                if scratch.held:
+                    self._control.resumed(scratch.held)
+                yield scratch
         except (FetchError, Interrupted):
             raise
         except OSError as error:
             raise TransientFetchError(spec.uri, f"{type(error).__name__}: {error}") from error
-        return self._record(spec, published, reused=False)
 
-    def _record(self, spec: FileSpec, stored: Stored, *, reused: bool) -> FileRecord:
+    def bring(self, spec: FileSpec, scratch: Scratch, known: Known | None) -> Fetched | None:
+        """The source's bytes into the scratch, from a mirror if need be; None when ``known`` is still what the origin
+        has. Raises a FetchError that knows whether the attempt got further, see :func:`~workers.retry.is_progress`."""
+        try:
+            return bring_from_any(self._bring, self.node.store.verify, spec, scratch, known)
+        except TransientFetchError as error:
+            error.progressed = is_progress(scratch.advanced, scratch.journal.length if scratch.journal else None)
+            raise
+
+    def _bring(self, spec: FileSpec, scratch: Scratch, known: Known | None) -> Fetched | None:
+        _, context = self.context(spec.uri, spec.connection)
+        try:
+            return self.fetcher(spec.uri).fetch(spec, scratch, known, context)
+        except SoftTimeLimitExceeded:
+            raise Interrupted("slice", wasted=scratch.journal is None) from None
+        except Interrupted as stop:
+            raise Interrupted(stop.why, wasted=scratch.journal is None) from None
+
+    def _publish(self, key: str, spec: FileSpec, scratch: Scratch, fetched: Fetched) -> Stored:
+        steps = self._options.convert
+        if steps:
+            self.node.store.verify(spec, scratch)
+            name = fetched.name or scratch.name or spec.name or base_name(spec.uri)
+            begun = time.monotonic()
+            try:
+                convert(spec, scratch, name, steps)
+            except PermanentFetchError:
+                scratch.discard()  # it comes to the same with what is there
+                raise
+            except (SoftTimeLimitExceeded, Interrupted) as stop:
+                if isinstance(stop, Interrupted) and stop.why != "slice":
+                    raise
+                # What fits into half a slice fits into the next one, if the original stays until then.
+                short = time.monotonic() - begun < self.node.settings.limits.soft_s / 2
+                wasted = scratch.journal is None or not short
+                raise Interrupted("slice", wasted=wasted, reason="converting it") from None
+        return self.node.store.publish(
+            key,
+            spec,
+            scratch,
+            version=fetched.version or (scratch.digest() if steps else None),
+            validator=fetched.validator,
+            name=fetched.name,
+            samples=fetched.samples if fetched.samples is not None else _count,
+            converted=bool(steps),
+            mirror=fetched.mirror,
+        )
+
+    def _records(self, spec: FileSpec, stored: Stored, *, reused: bool) -> list[FileRecord]:
+        made = []
+        for number, piece in enumerate(stored.outputs):
+            # data/KK/KEY/VERSION/NAME: of a source that became several files, each keeps the name that it was given.
+            name = "/".join(Path(piece.path).parts[4:])
+            if spec.name:
+                name = spec.name if stored.path else "/".join((*spec.name.split("/")[:-1], name))
+            made.append(self.record(dataclasses.replace(spec, name=name), stored, piece, number, reused=reused))
+        return made
+
+    def record(self, spec: FileSpec, stored: Stored, piece: Piece, number: int, *, reused: bool) -> FileRecord:
+        """What is said of a published file, which ``into=`` makes appear under ``spec.name``."""
         node = self.node
         return FileRecord(
             source=spec.source,
             part=spec.part,
             uri=spec.uri,
-            path=stored.path,
-            size=stored.size,
-            digest=stored.digest,
+            path=piece.path,
+            size=piece.size,
+            digest=piece.digest,
             store=node.store.id,
             node=node.settings.node,
             version=stored.version,
             root=str(node.store.root),
-            samples=stored.samples,
-            into=self._link(spec, stored),
+            samples=piece.samples,
+            into=self._deliver(spec, piece),
             reused=reused,
+            piece=number,
         )
 
-    def _link(self, spec: FileSpec, stored: Stored) -> str | None:
+    def _deliver(self, spec: FileSpec, piece: Piece) -> str | None:
         if self._options.into is None:
             return None
-        self._check_roots(spec, self._options.into)
         try:
-            path = self.node.store.path_of(stored.path)
-            name = spec.name or Path(stored.path).name or base_name(spec.uri)
-            return str(link_into(path, Path(self._options.into), name, self.key(spec)[:8]))
+            path = self.node.store.path_of(piece.path)
         except StoreError as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL:
-                raise NodeUnfit(spec.uri, str(error)) from error
             raise PermanentFetchError(spec.uri, str(error)) from error
-
-    def _check_roots(self, spec: FileSpec, into: str) -> None:
-        """``[files] roots``, where set, bound what this node's users may write as they bound what they may read."""
-        roots = self.node.settings.file_roots
-        real = Path(os.path.realpath(into))
-        if roots and not any(real.is_relative_to(os.path.realpath(root)) for root in roots):
-            raise EgressDenied(spec.uri, f"into={into} is outside the [files] roots of node {self.node.settings.node}")
+        return self._into.put(spec.uri, path, piece, spec.name or path.name, self.key(spec)[:8])
 
 
 def _check_match(uri: str, connection: Connection) -> None:
     """A profile's credentials go where its ``match`` says and nowhere else: whoever names it chooses the URI. S3 and
     SQL profiles speak to their own endpoint, whatever the URI."""
+    if uri.startswith("api://"):
+        return  # asked under the connection's own URL; its match is looked at there
     if connection.match is None:
         if uri.partition("://")[0].lower() in {"http", "https"}:
             raise EgressDenied(

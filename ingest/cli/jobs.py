@@ -4,80 +4,29 @@ from __future__ import annotations
 
 import click
 
+from ingest.cli.asking import Asked, asking, show_plan
 from ingest.cli.output import duration, json_option, show_json, show_table, size
 from ingest.client import Client, Job
-from ingest.errors import UsageError
 from ingest.model import JobStatus
-from ingest.sources import Manifest, Source
-
-sources_argument = click.argument("uris", nargs=-1, metavar="URI…")
-
-
-def source_options(command: click.decorators.FC) -> click.decorators.FC:
-    """The options that ``submit`` and ``fetch`` share."""
-    for option in (
-        click.option(
-            "--digest", help="Expected digest of the one file, as sha256:HEX (or md5, sha1, sha512, blake3, crc32c …)."
-        ),
-        click.option("--connection", help="Profile of the data node's ingest.toml to use for all sources."),
-        click.option(
-            "--manifest", "manifests", multiple=True, metavar="URI", help="A file that lists sources (txt, csv, jsonl)."
-        ),
-        click.option(
-            "--into", type=click.Path(file_okay=False), help="Make the files appear in this directory as well."
-        ),
-        click.option("--placement", help="here, any, spread, or a node's name."),
-        click.option(
-            "--fresh", "fresh_s", type=float, help="Use a copy validated within so many seconds (0: ask the origin)."
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def read_sources(
-    uris: tuple[str, ...], digest: str | None, connection: str | None, manifests: tuple[str, ...]
-) -> list[Source | Manifest]:
-    """What the command line names, as sources."""
-    if digest and len(uris) != 1:
-        raise UsageError("--digest goes with exactly one URI")
-    found: list[Source | Manifest] = [Source(uri, digest=digest, connection=connection) for uri in uris]
-    return found + [Manifest(uri, connection=connection) for uri in manifests]
 
 
 @click.command()
-@sources_argument
-@source_options
+@asking
 @click.option("--name", default="", help="A name for people.")
 @click.option("--key", help="The same key gives the same job again.")
 @click.option("--shard-files", type=int, help="Files per unit of work (default: by the length of the list).")
 @click.option("--queue", "queue_anyway", is_flag=True, help="Queue it even if no data node is alive.")
 @json_option
 def submit(
-    uris: tuple[str, ...],
-    digest: str | None,
-    connection: str | None,
-    manifests: tuple[str, ...],
-    into: str | None,
-    placement: str | None,
-    fresh_s: float | None,
-    name: str,
-    key: str | None,
-    shard_files: int | None,
-    queue_anyway: bool,
-    as_json: bool,
+    asked: Asked, name: str, key: str | None, shard_files: int | None, queue_anyway: bool, as_json: bool
 ) -> None:
     """Submit a job and print its id; it is fetched whether or not anybody waits."""
-    sources = read_sources(uris, digest, connection, manifests)
-    job = Client().submit(
-        sources,
-        name=name,
-        key=key,
-        into=into,
-        placement=placement,
-        fresh_s=fresh_s,
-        shard_files=shard_files,
-        require_node=not queue_anyway,
+    client = Client()
+    if asked.dry_run:
+        show_plan(client.plan(asked.sources, shard_files=shard_files, **asked.options), as_json)
+        return
+    job = client.submit(
+        asked.sources, name=name, key=key, shard_files=shard_files, require_node=not queue_anyway, **asked.options
     )
     if as_json:
         show_json({"job": job.id})

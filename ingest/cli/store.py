@@ -34,9 +34,14 @@ def ls(as_json: bool) -> None:
     found = (record for _, record in audit.records(here))
     if as_json:
         for record in found:
-            show_json(record.to_json() | {"path": str(here.root / record.path)})
+            for piece in record.outputs:
+                show_json(record.to_json() | dataclasses.asdict(piece) | {"path": str(here.root / piece.path)})
         return
-    rows = ((size(r.size), "-" if r.samples is None else r.samples, r.uri, r.path) for r in found)
+    rows = (
+        (size(piece.size), "-" if piece.samples is None else piece.samples, record.uri, piece.path)
+        for record in found
+        for piece in record.outputs
+    )
     show_table(("SIZE>", "SAMPLES>", "SOURCE", "PATH"), rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import itertools
@@ -9,21 +10,30 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, overload
 
 from ingest.app import FETCH_QUEUE, PLAN_QUEUE, app_for
+from ingest.client import cursors
 from ingest.client.follow import Deadline
+from ingest.client.into import destination, inside
 from ingest.client.job import Job
-from ingest.client.submission import Unit, check, cut, positive
+from ingest.client.local import Survey, survey
+from ingest.client.plan import Plan, plan_of
+from ingest.client.submission import Unit, check, check_pack, cut, positive
 from ingest.doorbell import ring
-from ingest.errors import JobFailed, NoDataNode, StoreError, UnknownConnection, UnknownJob, UsageError
+from ingest.errors import JobFailed, NoDataNode, UnknownConnection, UnknownJob, UsageError
 from ingest.ledger import JobLedger, NewUnit, WorkerInfo, batched
 from ingest.model import JobOptions
 from ingest.placement import choose_queue
 from ingest.settings import NODE_NAME, Settings, check_redis_url, current
-from ingest.sources import AnySource, as_sources
+from ingest.sources import AnySource, Manifest, Pack, Sql, as_sources
+from ingest.steps import as_steps
 from ingest.store import Store
+
+#: A step is a name, or ``{"step": name, …}``.
+Convert = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None
 
 
 class Client:
@@ -42,6 +52,7 @@ class Client:
             )
         self.settings = settings
         self.ledger = JobLedger(settings)
+        self._dry_run = False
 
     def submit(
         self,
@@ -56,16 +67,21 @@ class Client:
         deadline_s: float | None = None,
         shard_files: int | None = None,
         max_bytes: int | None = None,
+        convert: Convert = None,
+        pack: Pack | str | None = None,
         require_node: bool = True,
     ) -> Job:
         """Ask for sources; returns at once with the job.
 
         ``key``: the same key gives the same job again, also after a crash half-way through submitting. ``into``: a
-        directory on the data node where the files appear under their own names as well. ``placement``: ``here``
+        directory on the data node where the files appear under their own names as well, or a URI that they are
+        uploaded to (``s3://bucket/prefix/``, or what else fsspec writes). ``placement``: ``here``
         (this machine's store), ``any``, ``spread`` (each shard on the node it belongs to) or a node's name; default
         ``here`` when a live node shares this process's store, else ``any``. ``fresh_s``: how old a validated copy
         may be (0 asks the origin, default 600). ``attempts`` and ``deadline_s`` bound the retries of each file;
-        ``max_bytes`` bounds each file.
+        ``max_bytes`` bounds each file. ``pack`` (a :class:`Pack`, or ``"tar"`` or ``"parquet"``) makes few files of
+        many small ones. ``convert`` names steps that every file goes through on the data node, such as
+        ``["unpack"]`` or ``[{"step": "parquet", "columns": ["id"]}]`` (see docs/sources.md).
 
         Raises :class:`UsageError` (and :class:`BadSource`, :class:`UnknownConnection`) for what cannot be right,
         :class:`NoDataNode` when nobody alive could do it (``require_node=False`` queues it all the same), and
@@ -81,28 +97,60 @@ class Client:
             ("max_bytes", max_bytes),
         ):
             positive(field, value)
+        packing = check_pack(wanted, pack, shard_files)
+        steps = as_steps(convert)
+        if packing and steps:
+            raise UsageError("convert= and pack= do not go together: what is packed is what came")
         if fresh_s is not None and not (isinstance(fresh_s, int | float) and fresh_s >= 0):
             raise UsageError(f"fresh_s={fresh_s!r} must be a number of seconds, 0 or more")
+        surveys = _surveys(wanted, digest=key is not None)
         workers = self._workers(require_node)
         self._check_connections(wanted, workers)
         options = JobOptions(
             name=name,
             placement=self._place(placement, workers, require_node),
-            into=_directory(into),
+            into=destination(into),
             fresh_s=fresh_s,
             attempts=attempts,
             deadline_s=deadline_s,
-            shard_files=shard_files,
+            shard_files=packing.samples if packing else shard_files,
+            pack=dataclasses.asdict(packing) if packing else None,
             max_bytes=max_bytes,
-            request=_fingerprint(wanted) if key is not None else "",
+            convert=steps,
+            request=_fingerprint(wanted, surveys) if key is not None else "",
+            dry_run=self._dry_run,
         )
         job, _ = self.ledger.create(options, key)
         meta = self.ledger.meta(job)
         if JobOptions.from_json(json.loads(meta["options"])).request != options.request:
             raise UsageError(f"key {key!r} is job {job}'s, which asks for other sources; take another key")
         if meta["sealed"] == "0":
-            self._write(job, wanted, options, [w.node for w in workers])
+            self._write(job, cut(wanted, options.shard_files, surveys), options, [w.node for w in workers])
         return self._job(job)
+
+    @overload
+    def fetch(
+        self,
+        sources: str | AnySource | Sequence[str | AnySource],
+        *,
+        timeout: float | None = None,
+        into: os.PathLike[str] | None = None,
+        placement: str | None = None,
+        fresh_s: float | None = None,
+        convert: Convert = None,
+    ) -> list[Path]: ...
+
+    @overload
+    def fetch(
+        self,
+        sources: str | AnySource | Sequence[str | AnySource],
+        *,
+        timeout: float | None = None,
+        into: str,
+        placement: str | None = None,
+        fresh_s: float | None = None,
+        convert: Convert = None,
+    ) -> list[Any]: ...
 
     def fetch(
         self,
@@ -112,21 +160,38 @@ class Client:
         into: str | os.PathLike[str] | None = None,
         placement: str | None = None,
         fresh_s: float | None = None,
-    ) -> list[Path]:
-        """Submit and wait: the local paths, in source order (those under ``into``, when given).
+        convert: Convert = None,
+    ) -> list[Any]:
+        """Submit and wait: the local paths, in source order (those under ``into``, when given; with a URI for ``into``,
+        the URIs of what was uploaded, as text).
 
         Raises :class:`JobFailed` with what arrived and what did not, :class:`WaitTimeout` after ``timeout`` seconds
         (the job goes on), and what :meth:`submit` raises.
         """
         positive("timeout", timeout)
-        job = self.submit(sources, into=into, placement=placement, fresh_s=fresh_s)
+        job = self.submit(sources, into=into, placement=placement, fresh_s=fresh_s, convert=convert)
         files = job.files(timeout=timeout)
         failures = job.failures()
-        if failures:
+        if failures and job.status().state != "done":  # a packed shard may be done without every one of its samples
             raise JobFailed(files, failures)
         if into is None:
             return [file.path for file in files]
-        return [_inside(file.into, _directory(into)) or file.path for file in files]
+        where = destination(into)
+        assert where is not None
+        return [inside(file.into, where) if file.into is not None else file.path for file in files]
+
+    def plan(
+        self, sources: str | AnySource | Sequence[str | AnySource], *, timeout: float | None = None, **options: Any
+    ) -> Plan:
+        """What submitting would mean: files, bytes, shards, what is here already, and the requests that it would cost.
+        The data nodes list and look, and fetch nothing but manifests. ``options`` are those of :meth:`submit`.
+
+        Raises what :meth:`submit` raises, and :class:`WaitTimeout`; the counting then ends by itself.
+        """
+        positive("timeout", timeout)
+        asking = copy.copy(self)
+        asking._dry_run = True
+        return plan_of(asking.submit(sources, **options), self.ledger, timeout)
 
     def job(self, job: str) -> Job:
         """Attach to a job, from any process. Raises :class:`UnknownJob`."""
@@ -136,6 +201,14 @@ class Client:
     def jobs(self, limit: int = 20) -> list[Job]:
         """The latest jobs, newest first."""
         return [self._job(job) for job in self.ledger.recent(limit)]
+
+    def cursor(self, sql: Sql) -> str | int | float | None:
+        """After which value of ``incremental_on`` the next job begins that asks this; None before the first."""
+        return cursors.value_of(self.ledger.cursor(cursors.key_of(sql)))
+
+    def set_cursor(self, sql: Sql, value: Any) -> None:
+        """Let the next job begin after that value; None: with everything. ``since=`` does so for one job."""
+        self.ledger.set_cursor(cursors.key_of(sql), cursors.text_of(dataclasses.replace(sql, since=value)))
 
     def workers(self) -> list[WorkerInfo]:
         """The live workers, as their last heartbeats describe them."""
@@ -147,13 +220,12 @@ class Client:
     def _job(self, job: str) -> Job:
         return Job(job, self.settings, self.ledger, Store.attach(self.settings.store))
 
-    def _write(self, job: str, sources: list[AnySource], options: JobOptions, nodes: list[str]) -> None:
+    def _write(self, job: str, units: Iterator[Unit], options: JobOptions, nodes: list[str]) -> None:
         """All units into the ledger, each batch rung for as it lands; then the seal."""
         bells = app_for(self.settings)
         numbers = {"": 0, "p": 0}
-        units = cut(sources, options.shard_files)
         for kind, run in itertools.groupby(units, key=lambda unit: "p" if unit.source else ""):
-            for batch in batched(run):
+            for batch in batched(run, weigh=lambda unit: len(unit.files)):
                 made = [_new_unit(job, unit, options, nodes) for unit in batch]
                 answer = self.ledger.add(job, kind, numbers[kind], batch[-1].index, [new for new, _ in made])
                 if answer == "unknown":
@@ -200,11 +272,19 @@ class Client:
         return f"node:{node}"
 
 
-def _fingerprint(sources: list[AnySource]) -> str:
+def _surveys(sources: list[AnySource], *, digest: bool) -> dict[int, Survey]:
+    """Of the manifests that are files here, by place."""
+    local = ((n, source) for n, source in enumerate(sources) if isinstance(source, Manifest) and source.is_local)
+    return {n: survey(source, digest=digest) for n, source in local}
+
+
+def _fingerprint(sources: list[AnySource], surveys: dict[int, Survey]) -> str:
     """What tells one request from another. Cheap: it is made of a million sources, too."""
     digest = hashlib.sha256()
     for source in sources:
         digest.update(repr(source).encode("utf-8", "surrogatepass"))
+    for known in surveys.values():
+        digest.update(known.digest.encode())
     return digest.hexdigest()[:32]
 
 
@@ -214,19 +294,3 @@ def _new_unit(job: str, unit: Unit, options: JobOptions, nodes: list[str]) -> tu
         return NewUnit.plan(unit.source, unit.index, queue), queue
     queue = choose_queue(FETCH_QUEUE, options.placement, nodes, unit.files[0].uri)
     return NewUnit.shard(unit.files, queue), queue
-
-
-def _inside(path: Path | None, directory: str | None) -> Path | None:
-    """A path that the ledger gave, if it lies where the user wanted it: the ledger is not trusted with more."""
-    if path is not None and directory is not None and not path.resolve().is_relative_to(os.path.realpath(directory)):
-        raise StoreError(str(path), f"is not under {directory}, where it was asked for")
-    return path
-
-
-def _directory(into: str | os.PathLike[str] | None) -> str | None:
-    if into is None:
-        return None
-    path = Path(into).expanduser()
-    if not str(into):
-        raise UsageError("into='' is no directory")
-    return os.path.abspath(path)

@@ -76,10 +76,13 @@ class LocalFile:
         return path
 
     @property
-    def into(self) -> Path | None:
-        """Where ``into=`` made it appear; None without ``into=``. Raises as :attr:`path`."""
+    def into(self) -> Path | str | None:
+        """Where ``into=`` made it appear: a local path, or the URI of what was uploaded, as text; None without
+        ``into=``. A path raises as :attr:`path`."""
         if self._into is None:
             return None
+        if "://" in self._into:
+            return self._into
         path = Path(self._into)
         try:
             size = path.stat().st_size

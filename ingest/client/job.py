@@ -90,9 +90,12 @@ class Job:
 
     def _as_completed(self, deadline: Deadline) -> Iterator[LocalFile]:
         stream = EventStream(self._ledger, self.id)
-        seen: dict[str, set[tuple[int, int]]] = defaultdict(set)
+        seen: dict[str, set[tuple[int, int, int]]] = defaultdict(set)
         while True:
             events = stream.poll(0 if stream.ended else deadline.left_s)
+            for event in events:
+                if event["k"] == "anew":
+                    seen.pop(event["n"], None)  # it comes again, as it is at another moment
             news = list(
                 dict.fromkeys(e["n"] for e in events if e["k"] in {"part", "shard"} and not e["n"].startswith("p"))
             )
@@ -100,8 +103,8 @@ class Job:
                 some = news[at : at + 50]
                 for n, packed in zip(some, self._ledger.results(self.id, some), strict=True):
                     for record in Result.unpacked(packed).files:
-                        if (record.source, record.part) not in seen[n]:
-                            seen[n].add((record.source, record.part))
+                        if record.place not in seen[n]:
+                            seen[n].add(record.place)
                             yield LocalFile.of(record, self._here())
             for event in events:
                 if event["k"] == "shard" and event["s"] == "done":
@@ -125,7 +128,7 @@ class Job:
         out."""
         self.wait(timeout)
         found = [record for result in self._results() for record in result.files]
-        found.sort(key=lambda record: (record.source, record.part))
+        found.sort(key=lambda record: record.place)
         here = self._here()
         return [LocalFile.of(record, here) for record in found]
 
@@ -154,7 +157,7 @@ class Job:
         numbers = [r.number for r in records]
         both = zip(records, self._ledger.specs(self.id, numbers), self._ledger.results(self.id, numbers), strict=True)
         for record, specs, packed in both:
-            arrived = {(f.source, f.part) for f in Result.unpacked(packed).files}
+            arrived = Result.unpacked(packed).arrived
             cancelled = record.state == "cancelled"
             error, reason = ("Cancelled", "the job was cancelled") if cancelled else ("Quarantined", record.reason)
             tries = record.attempts if cancelled else record.deaths

@@ -3,6 +3,7 @@ arrival."""
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,17 +11,19 @@ from typing import NamedTuple
 from ingest.client.files import LocalFile
 from ingest.client.follow import EventStream
 from ingest.ledger import JobLedger, Result, UnitRecord
-from ingest.model import TERMINAL_JOB, TERMINAL_SHARD, Failure
+from ingest.model import TERMINAL_JOB, TERMINAL_SHARD, Failure, JobOptions
 from ingest.store import Store
 
 
 class ShardLayout(NamedTuple):
-    """A shard's number, the (source, part) of its first file, and how many files it lists."""
+    """A shard's number, the (source, part) of its first file, and how many files it lists; of a ``packed`` one, all
+    that it lists is one place in the order."""
 
     shard: int
     source: int
     part: int
     files: int
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,12 @@ class JobReader:
                     self._pending[int(n)] = record
         sealed = meta["sealed"] == "1"
         certain = min(open_plans, default=math.inf if sealed else int(meta["upto"]))
-        fresh = [ShardLayout(n, r.source, r.part, r.files) for n, r in self._pending.items() if r.source <= certain]
+        packed = JobOptions.from_json(json.loads(meta["options"])).pack is not None
+        fresh = [
+            ShardLayout(n, r.source, r.part, 1 if packed else r.files, packed)
+            for n, r in self._pending.items()
+            if r.source <= certain
+        ]
         for layout in fresh:
             del self._pending[layout.shard]
         self.order += sorted(fresh, key=lambda shard: (shard.source, shard.part))

@@ -7,18 +7,24 @@ What only the origin knows (globs, prefixes, partitions, manifests) becomes a pi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ingest.apis import check_api
 from ingest.braces import count_braces, expand_braces, is_pattern
+from ingest.client.local import Survey, check_local, listed
 from ingest.errors import BadSource, UsageError
+from ingest.manifests import FORMATS
 from ingest.model import FileSpec
-from ingest.sources import AnySource, Api, Manifest, Source, Sql, check_source_text, parse_digest
+from ingest.sources import AnySource, Api, Manifest, Pack, Source, Sql, check_source_text, parse_digest
 
 #: Shards that a list is cut into before shards get more than one file: enough to balance over a fleet. Above it they
 # grow,
 #: up to 256 files each, so that a million small files are 4,000 units of work and not a million.
 FEW, MOST_FILES = 256, 256
+#: Schemes of stores that keep older versions of an object, and give one by its id.
+VERSIONED = frozenset({"s3", "gs", "gcs", "az"})
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Unit:
 
 
 def needs_origin(source: AnySource) -> bool:
+    if isinstance(source, Manifest):
+        return not source.is_local
     return not isinstance(source, Source) or is_pattern(source.uri)
 
 
@@ -40,24 +48,33 @@ def check(source: AnySource) -> None:
         _check_sql(source)
         return
     if isinstance(source, Api):
-        _check_api(source)
+        check_api(source)
         return
     if not isinstance(source.uri, str):
         raise UsageError(f"{source.uri!r} is no URI: write it as text, a local path as file:///path")
+    if isinstance(source, Manifest):
+        _check_manifest(source)
+        if source.is_local:
+            check_local(source)
+            return
     check_source_text(source.uri)
     scheme = source.uri.partition("://")[0].lower()
     if scheme not in {"http", "https", "s3"}:
         _check_scheme(source.uri, scheme)
     if isinstance(source, Manifest):
-        if source.format not in (None, "txt", "csv", "jsonl"):
-            raise BadSource(source.uri, f"manifest format {source.format!r} is unknown; known: txt, csv, jsonl")
         return
     if is_pattern(source.uri) and scheme in {"http", "https"}:
         raise BadSource(
             source.uri,
             "HTTP cannot list: name the files, use a brace range like a-{000..127}.tar, or an ingest.Manifest",
         )
+    if source.checksums is not None:
+        _check_checksums(source)
     many = count_braces(source.uri) != 1 or needs_origin(source)
+    if source.mirrors:
+        _check_mirrors(source, many)
+    if source.version is not None:
+        _check_version(source, scheme, many)
     if source.digest is not None or source.size is not None:
         if many:
             raise BadSource(source.uri, "a digest or size belongs to one file, and this is a range or pattern of many")
@@ -67,11 +84,52 @@ def check(source: AnySource) -> None:
             raise BadSource(source.uri, f"a size of {source.size} bytes cannot be")
 
 
+def _check_mirrors(source: Source, many: bool) -> None:
+    given: object = source.mirrors
+    if not isinstance(given, tuple | list) or not all(isinstance(uri, str) for uri in given):
+        raise BadSource(source.uri, "mirrors= is a list of URIs")
+    if many:
+        raise BadSource(source.uri, "mirrors are of one file, and this is a range or pattern of many")
+    if source.version is not None:
+        raise BadSource(source.uri, "version= is the source's own, a mirror has others: give mirrors= a digest instead")
+    for uri in source.mirrors:
+        check(Source(uri))
+        if count_braces(uri) != 1 or needs_origin(Source(uri)):
+            raise BadSource(source.uri, f"mirror {uri} is a range or pattern of many files; name one")
+
+
+def _check_checksums(source: Source) -> None:
+    if source.checksums != "beside":
+        if not isinstance(source.checksums, str) or "://" not in source.checksums:
+            raise BadSource(source.uri, "checksums= is 'beside', or the URI of a list such as https://…/SHA256SUMS")
+        check_source_text(source.checksums)
+    if source.digest is not None:
+        raise BadSource(source.uri, "give a digest or checksums=, not both: which of them should decide?")
+
+
+def _check_version(source: Source, scheme: str, many: bool) -> None:
+    if scheme not in VERSIONED:
+        raise BadSource(source.uri, f"version= is for {', '.join(sorted(VERSIONED))} only: they keep what was there")
+    if many or not source.version:
+        raise BadSource(source.uri, "a version belongs to one file; write it as the store shows it")
+
+
+def _check_manifest(source: Manifest) -> None:
+    if source.format not in (None, *FORMATS):
+        raise BadSource(source.uri, f"manifest format {source.format!r} is unknown; known: {', '.join(FORMATS)}")
+    columns = (source.uri_column, source.digest_column, source.size_column, source.key_column)
+    metadata: object = source.metadata
+    if not isinstance(metadata, tuple | list) or not all(isinstance(name, str) for name in (*columns, *metadata)):
+        raise BadSource(source.uri, "columns are named as text, metadata= as a list of texts")
+
+
 def _check_scheme(uri: str, scheme: str) -> None:
     import fsspec
 
     if scheme == "sql":
         raise BadSource(uri, "write SQL sources as ingest.Sql(connection, table=…) or ingest.Sql(connection, query=…)")
+    if scheme == "api":
+        raise BadSource(uri, "write API sources as ingest.Api(connection, path)")
     if scheme not in fsspec.available_protocols():
         raise BadSource(
             uri,
@@ -88,15 +146,34 @@ def _check_sql(sql: Sql) -> None:
         raise BadSource(sql.uri, "name the connection, as in ingest.toml's [connections.NAME]")
     if not 1 <= sql.partitions <= 100_000:
         raise BadSource(sql.uri, f"partitions={sql.partitions} must be between 1 and 100000")
-    if sql.partitions > 1 and sql.partition_on is None:
-        raise BadSource(sql.uri, "partitions= needs partition_on=, the column to cut by")
-    if sql.row_group_rows < 1:
-        raise BadSource(sql.uri, f"row_group_rows={sql.row_group_rows} must be at least 1")
+    if sql.partitions > 1 and sql.query is not None and not (sql.partition_on or sql.order_by):
+        raise BadSource(sql.uri, "partitions= of a query needs partition_on=, the column to cut by")
+    names: Any = sql.order_by  # whatever its annotation says
+    if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise BadSource(sql.uri, f"order_by={sql.order_by!r} must be columns, like ('day', 'id DESC')")
+    if sql.since is not None and sql.incremental_on is None:
+        raise BadSource(sql.uri, f"since={sql.since!r} needs incremental_on=, the column that it is a value of")
+    for name in ("row_group_rows", "file_bytes"):
+        if getattr(sql, name) < 1:
+            raise BadSource(sql.uri, f"{name}={getattr(sql, name)} must be at least 1")
 
 
-def _check_api(api: Api) -> None:
-    if not api.connection:
-        raise BadSource(api.uri, "name the connection, as in ingest.toml's [connections.NAME]")
+def check_pack(sources: Sequence[AnySource], pack: Pack | str | None, shard_files: int | None) -> Pack | None:
+    """How a job's files are packed. Raises :class:`UsageError` for what cannot be."""
+    if pack is None:
+        return None
+    made = Pack(pack) if isinstance(pack, str) else pack
+    if not isinstance(made, Pack) or made.format not in ("tar", "parquet"):
+        raise UsageError(f"pack={pack!r} must be 'tar', 'parquet' or an ingest.Pack of one of these formats")
+    positive("pack.bytes", made.bytes)
+    positive("pack.samples", made.samples)
+    if not (isinstance(made.max_failed, int | float) and 0 <= made.max_failed <= 1):
+        raise UsageError(f"pack.max_failed={made.max_failed!r} must be a share between 0 and 1")
+    if shard_files is not None:
+        raise UsageError("with pack=, the files of a shard are Pack(samples=…): leave out shard_files=")
+    if other := next((s for s in sources if not isinstance(s, Source | Manifest)), None):
+        raise UsageError(f"{other.uri}: pack= is for files; what a database or an API gives is one file already")
+    return made
 
 
 def shard_size(files: int, wanted: int | None) -> int:
@@ -106,11 +183,14 @@ def shard_size(files: int, wanted: int | None) -> int:
     return 1 if files <= FEW else min(MOST_FILES, math.ceil(files / FEW))
 
 
-def cut(sources: Sequence[AnySource], wanted: int | None) -> Iterator[Unit]:
+def cut(
+    sources: Sequence[AnySource], wanted: int | None, surveys: Mapping[int, Survey] | None = None
+) -> Iterator[Unit]:
     """Units in the order of the sources. A shard never reaches across a source that must be planned, so that the
-    order of shards is the order of files."""
-    literal = sum(count_braces(s.uri) for s in sources if not needs_origin(s))
-    size = shard_size(literal, wanted)
+    order of shards is the order of files. ``surveys`` are those of the manifests that are files here, by place."""
+    surveys = surveys or {}
+    literal = sum(count_braces(s.uri) for s in sources if isinstance(s, Source) and not needs_origin(s))
+    size = shard_size(literal + sum(survey.files for survey in surveys.values()), wanted)
     files: list[FileSpec] = []
     for index, source in enumerate(sources):
         if needs_origin(source):
@@ -119,15 +199,27 @@ def cut(sources: Sequence[AnySource], wanted: int | None) -> Iterator[Unit]:
                 files = []
             yield Unit(index, source=source)
             continue
-        assert isinstance(source, Source)
-        digest = ":".join(parse_digest(source.digest)) if source.digest else None
-        for part, uri in enumerate(expand_braces(source.uri)):
-            files.append(FileSpec(index, part, uri, digest, source.size, source.connection))
+        for spec in _literal(source, index, surveys):
+            files.append(spec)
             if len(files) >= size:
                 yield Unit(files[0].source, tuple(files))
                 files = []
     if files:
         yield Unit(files[0].source, tuple(files))
+
+
+def _literal(source: AnySource, index: int, surveys: Mapping[int, Survey]) -> Iterator[FileSpec]:
+    """The files of a source that nobody has to be asked for."""
+    if isinstance(source, Manifest):
+        yield from listed(source, index, surveys[index])
+        return
+    assert isinstance(source, Source)
+    digest = ":".join(parse_digest(source.digest)) if source.digest else None
+    for part, uri in enumerate(expand_braces(source.uri)):
+        yield FileSpec(
+            index, part, uri, digest, source.size, source.connection, pin=source.version, checksums=source.checksums,
+            mirrors=tuple(source.mirrors),
+        )  # fmt: skip
 
 
 def positive(name: str, value: float | None) -> None:

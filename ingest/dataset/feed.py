@@ -46,7 +46,7 @@ class Feed:
         # through alive, and with them the dataset.
         self._error: Mapping[str, Any] | None = None
         self._closed = False
-        self._entries: dict[int, tuple[End, list[LocalFile | Failure]]] = {}
+        self._entries: dict[int, tuple[End, list[list[LocalFile] | Failure]]] = {}
         self._questions = {"begin": self._begin, "extent": self._extent, "file": self._file, "why": self._why}
         self._server = Server(self.answer)
         self.address, self.key = self._server.address, self._server.key
@@ -138,7 +138,8 @@ class Feed:
         return {"files": self._files, "complete": self._complete, "failures": failures}
 
     def _file(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """``{"path", "source"}`` or ``{"failure", "cancelled"}`` of the file there, once its shard has ended."""
+        """``{"files": [{"path", "source"}, …]}`` or ``{"failure", "cancelled"}`` of that place, once its shard has
+        ended."""
         position = request["position"]
         number = bisect_right(self._starts, position) - 1
         layout, place = self._layouts[number], position - self._starts[number]
@@ -154,7 +155,7 @@ class Feed:
         entry = entries[place]
         if isinstance(entry, Failure):
             return {"failure": entry.to_json(), "cancelled": end.state == "cancelled"}
-        return {"path": str(entry.path), "source": entry.source}
+        return {"files": [{"path": str(file.path), "source": file.source} for file in entry]}
 
     def _why(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """A sentence on what the file at ``position`` waits for, or the plan where that is None."""
@@ -181,13 +182,17 @@ class Feed:
                 raise IngestError(f"the dataset of job {self._job} was closed")
         return False
 
-    def _sorted(self, layout: Layout, end: End) -> list[LocalFile | Failure]:
-        """A shard's files and failures by place; a failed file keeps its place, so that the others keep theirs."""
+    def _sorted(self, layout: Layout, end: End) -> list[list[LocalFile] | Failure]:
+        """A shard's files and failures by place; a failed file keeps its place, so that the others keep theirs. A
+        source that became several files has them all at its place."""
         cached = self._entries.get(layout.shard)
         if cached is None or cached[0] is not end:
-            by_index: dict[tuple[int, int], LocalFile | Failure] = {}
-            by_index.update((failure.index, failure) for failure in end.failures)
-            by_index.update((file.index, file) for file in end.files)
+            files: dict[tuple[int, int], list[LocalFile]] = {}
+            for file in end.files:
+                files.setdefault((0, 0) if layout.packed else file.index, []).append(file)
+            failed = () if layout.packed and files else end.failures[: 1 if layout.packed else None]
+            by_index: dict[tuple[int, int], list[LocalFile] | Failure] = {f.index: f for f in failed}
+            by_index.update(files)
             entries = [by_index[index] for index in sorted(by_index)]
             if len(entries) > layout.files:
                 listed = f"shard {self._job}.{layout.shard} lists {layout.files} files"

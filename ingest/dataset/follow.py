@@ -73,10 +73,13 @@ class Follower:
             self._extent = Extent(answer["files"], answer["complete"], failures)
         return self._extent
 
-    def file(self, position: int) -> Landed | Missing:
-        """The file at that place of the order, once its shard has ended. The position must be within a known extent."""
+    def files(self, position: int) -> list[Landed] | Missing:
+        """What is at that place of the order, once its shard has ended: mostly one file. The position must be within a
+        known extent."""
         answer = self._wait({"ask": "file", "position": position}, position)
-        return _missing(answer) if "failure" in answer else Landed(Path(answer["path"]), answer["source"])
+        if "failure" in answer:
+            return _missing(answer)
+        return [Landed(Path(file["path"]), file["source"]) for file in answer["files"]]
 
     def _answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         answer = self._ask(request)

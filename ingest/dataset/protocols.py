@@ -21,12 +21,15 @@ class LocalFile(Protocol):
 
 
 class Layout(Protocol):
-    """One shard's place in the job's order: its number, and how many files it lists."""
+    """One shard's place in the job's order: its number, and how many files it lists; ``packed`` when all that it holds
+    is one place of the order."""
 
     @property
     def shard(self) -> int: ...
     @property
     def files(self) -> int: ...
+    @property
+    def packed(self) -> bool: ...
 
 
 class End(Protocol):

@@ -81,15 +81,16 @@ def _in_order(
     for place, position in places:
         if not share.has_file(place):
             continue
-        file = follower.file(position)
-        if isinstance(file, Missing):
+        found = follower.files(position)
+        if isinstance(found, Missing):
             # A cancelled job is never skipped over: an epoch that ends early without a word is worse than an error.
-            if file.cancelled or options.on_failure == "raise":
-                raise JobFailed(read_so_far, [file.failure])
-            log.warning("dataset.skipped %s", file.failure, extra={"job": job, "source": file.failure.source})
+            if found.cancelled or options.on_failure == "raise":
+                raise JobFailed(read_so_far, [found.failure])
+            log.warning("dataset.skipped %s", found.failure, extra={"job": job, "source": found.failure.source})
             continue
-        read_so_far.append(file.path)
-        yield from _samples(file, options, share, place)
+        for file in found:
+            read_so_far.append(file.path)
+            yield from _samples(file, options, share, place)
 
 
 def _samples(file: Landed, options: Options, share: order.Share, place: int) -> Iterator[Any]:
@@ -97,7 +98,7 @@ def _samples(file: Landed, options: Options, share: order.Share, place: int) -> 
     if options.read is not None:
         yield from islice(_by_user(options.read, file), ours.start, None, ours.step)
         return
-    found = formats.by_name(options.format) if options.format else formats.detect(file.source, file.path.name)
+    found = formats.by_name(options.format) if options.format else formats.detect(file.path.name)
     # Decoding comes after the cut: what is another consumer's is not decoded here.
     samples = islice(found.read(file.path, file.source, options.columns), ours.start, None, ours.step)
     table = decoders.table(options.decode)

@@ -1,23 +1,28 @@
 """The state of jobs and shards in Redis: who holds what, what is due, what is done, what failed and why.
 
 ``redis`` holds the connection and runs the scripts beside it (``*.lua``, one transition each, on ``common.lua``);
-``jobs`` is what a submitter and a reader need, ``work`` what a worker needs.
+``jobs`` is what a submitter and a reader need, ``work`` what a worker needs, ``pictures`` sources that are read as one.
 """
 
 from ingest.ledger.jobs import BATCH, JobLedger, NewUnit, UnitRecord, WorkerInfo, batched
+from ingest.ledger.pictures import Cursor, Picture, Taken, Wish
 from ingest.ledger.redis import Ledger
 from ingest.ledger.work import Claim, Result, Settled, Tick, WorkLedger
 
 __all__ = [
     "BATCH",
     "Claim",
+    "Cursor",
     "JobLedger",
     "Ledger",
     "NewUnit",
+    "Picture",
     "Result",
     "Settled",
+    "Taken",
     "Tick",
     "UnitRecord",
+    "Wish",
     "WorkLedger",
     "WorkerInfo",
     "batched",

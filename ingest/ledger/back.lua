@@ -1,6 +1,6 @@
 -- back(unit, fence, delay_ms, counted, reason, result, files, failed, bytes, flight, …): the unit goes back among the due with what
--- it has so far. counted: 1 if this was an attempt that failed. Returns {"ok", due in its queue, queue} or {"lost"}.
-local unit, fence, delay, counted = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5] == '1'
+-- it has so far. counted: 1 if this was an attempt that failed, 2 if it failed and got further: then counting begins anew. Returns {"ok", due in its queue, queue} or {"lost"}.
+local unit, fence, delay, counted = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local rec, job, n = load(unit)
 regain(unit, job, n, rec, fence)
 if not holds(rec, fence) then
@@ -9,8 +9,8 @@ if not holds(rec, fence) then
 end
 rec.er = ARGV[6]
 rec.bo = nil
-if counted then
-  rec.at, rec.bo = rec.at + 1, 1
+if counted ~= '0' then
+  rec.at, rec.bo = counted == '1' and rec.at + 1 or 0, 1
   redis.call('HINCRBY', jobkey(job), 'retries', 1)
 elseif rec.wk then
   delay = 0

@@ -3,6 +3,8 @@
 --   s state   q queue   i source of its first file   p part of it   c files listed   o origin   f fence of the last lease
 --   w worker  at attempts  dl worker deaths  nb due at (ms)  er last reason  fd files done  ff files failed  by bytes done
 --   x, xw process and worker of a lease that ran out   bo 1: backs off from an origin   wk 1: what it waited for has landed
+--   hw bytes that were here when an attempt began, the most so far
+--   pc 1: it belongs to the picture of its source, see picture() below   an how often its end was taken back
 -- Times are Redis's own, in milliseconds. Keys are built here, so this ledger lives in one Redis, not in a cluster.
 local P = ARGV[1]
 local CLOCK = redis.call('TIME')
@@ -92,8 +94,14 @@ local function holds(rec, fence)
   return rec and rec.s == 'leased' and rec.f == fence
 end
 
+local land
+
 local function finish_if_over(job)
-  local meta = redis.call('HMGET', jobkey(job), 'sealed', 'open', 'plans', 'state', 'stopped', 'failed', 'keep', 'reply')
+  local meta = redis.call('HMGET', jobkey(job), 'sealed', 'open', 'plans', 'state', 'stopped', 'failed', 'keep', 'reply', 'low')
+  if meta[9] and tonumber(meta[2]) <= tonumber(meta[9]) then -- planners that were far enough ahead go on
+    redis.call('HDEL', jobkey(job), 'low')
+    land('', {job .. '/ahead'})
+  end
   if meta[1] ~= '1' then return end
   if tonumber(meta[3]) == 0 and meta[4] == 'planning' then
     redis.call('HSET', jobkey(job), 'state', 'running')
@@ -110,6 +118,51 @@ local function finish_if_over(job)
   event(job, 'end', '', state)
 end
 
+-- A picture is a source whose partitions are read at one moment, or whose cursor moves on when all of it is there: the planner makes
+-- it, and "JOB.SOURCE" names it. Its hash:
+--   s state: none (no moment is needed), wanted, opening, held, refused, over   k none, held (by a process) or file (it can be
+--   recognised)   g generation   id the moment   n node, c connection, u source, w worker that holds it   er, ec why not, and the class
+--   of that error   tr moments lost   most how many may be   rf refusals in a row   pu unit that plans it   op units that are not over
+--   bad units that are over and not done   plan packed partitions   ck, cf, cv cursor: its key, the value to begin after and the last
+local function picture(job, i)
+  return P .. 'picture:' .. job .. '.' .. i
+end
+
+-- Something of this node's concern happened: its keeper need not wait for its next round.
+local function poke(node)
+  local list = P .. 'wishes:' .. node
+  redis.call('RPUSH', list, 1)
+  redis.call('LTRIM', list, -8, -1)
+  redis.call('PEXPIRE', list, 60000)
+end
+
+-- Whoever holds its moment may let it go.
+local function let_go(job, i)
+  local member = job .. '.' .. i
+  local is = redis.call('HMGET', picture(job, i), 'w', 'n')
+  redis.call('ZREM', P .. 'pictures', member)
+  if not is[1] then return end
+  redis.call('SREM', P .. 'holds:' .. is[1], member)
+  redis.call('HDEL', picture(job, i), 'w')
+  if is[2] ~= '' then poke(is[2]) end
+end
+
+-- One unit of a picture less to wait for. After the last one the moment is let go; and if all are done, the cursor moves on, unless
+-- another job has moved it since: then what lies between is read again rather than left out.
+local function leave_picture(job, i, state)
+  local key = picture(job, i)
+  if state ~= 'done' then redis.call('HINCRBY', key, 'bad', 1) end
+  if redis.call('HINCRBY', key, 'op', -1) > 0 then return end
+  let_go(job, i)
+  local is = redis.call('HMGET', key, 'k', 'bad', 'ck', 'cf', 'cv')
+  if is[1] ~= 'none' then redis.call('HSET', key, 's', 'over') end
+  if tonumber(is[2]) > 0 or not is[3] then return end
+  if is[4] == '*' or (redis.call('HGET', P .. 'cursors', is[3]) or '') == is[4] then
+    redis.call('HSET', P .. 'cursors', is[3], is[5])
+  end
+  redis.call('HDEL', key, 'ck') -- once
+end
+
 -- The one way into a terminal state.
 local function settle(unit, job, n, rec, state)
   drop_lease(unit, job, n, rec)
@@ -117,6 +170,8 @@ local function settle(unit, job, n, rec, state)
   redis.call('ZREM', P .. 'delayed', unit)
   set_state(job, n, rec, state)
   save(job, n, rec)
+  -- Nobody asks again what was in it; only a picture may have to be taken anew.
+  if state == 'done' and not rec.pc and (rec.ff or 0) == 0 then redis.call('HDEL', jobkey(job, 'spec'), n) end
   redis.call('HINCRBY', jobkey(job), 'open', -1)
   if isplan(n) then redis.call('HINCRBY', jobkey(job), 'plans', -1) end
   if state == 'cancelled' then
@@ -125,12 +180,30 @@ local function settle(unit, job, n, rec, state)
     redis.call('HINCRBY', jobkey(job), 'failed', 1)
   end
   if not isplan(n) then redis.call('ZADD', P .. 'outbox', NOW, unit) end
+  if rec.pc then leave_picture(job, rec.i, state) end
   event(job, 'shard', n, state)
   finish_if_over(job)
 end
 
 local function cancelled(job)
   return redis.call('HGET', jobkey(job), 'cancelled') == '1'
+end
+
+-- The opposite of settle, as far as the job's numbers go: a unit that was over is to be done again.
+local function reopen(unit, job, n, rec, why)
+  redis.call('HINCRBY', jobkey(job), 'open', 1)
+  if rec.s == 'cancelled' then
+    redis.call('HINCRBY', jobkey(job), 'stopped', -1)
+  elseif rec.s ~= 'done' then
+    redis.call('HINCRBY', jobkey(job), 'failed', -1)
+  end
+  if isplan(n) then redis.call('HINCRBY', jobkey(job), 'plans', 1) end
+  if rec.pc then
+    redis.call('HINCRBY', picture(job, rec.i), 'op', 1)
+    if rec.s ~= 'done' then redis.call('HINCRBY', picture(job, rec.i), 'bad', -1) end
+  end
+  redis.call('ZREM', P .. 'outbox', unit)
+  event(job, 'again', n, why)
 end
 
 -- Back among the due, at once or after delay_ms; a job that was cancelled meanwhile ends it here.
@@ -190,7 +263,7 @@ local function wake(waiter)
 end
 
 -- What this unit was fetching is no longer in flight. Of the keys that it names, those in another's flight are left alone.
-local function land(unit, flights)
+function land(unit, flights)
   for _, key in ipairs(flights) do
     local flight = P .. 'flight:' .. key
     local holder = redis.call('GET', flight)
@@ -202,4 +275,77 @@ local function land(unit, flights)
       redis.call('DEL', P .. 'waiting:' .. key)
     end
   end
+end
+
+-- All of a picture is read again, from another moment: what was read at the old one is dropped, whoever still reads at it has
+-- nothing to say any more, and nobody begins before the new moment is there. A transition of its own, whole or not at all.
+local function anew(job, i, why, node)
+  local key = picture(job, i)
+  let_go(job, i)
+  if cancelled(job) then return redis.call('HSET', key, 's', 'over') end
+  local is = redis.call('HMGET', key, 's', 'k', 'tr', 'most')
+  local lost = tonumber(is[3])
+  if is[1] == 'held' then lost = redis.call('HINCRBY', key, 'tr', 1) end
+  local spent = lost >= tonumber(is[4])
+  if spent then why = lost .. ' snapshots of it were lost, so it was given up; the last: ' .. why end
+  redis.call('HINCRBY', key, 'g', 1)
+  redis.call('HDEL', key, 'id')
+  redis.call('HSET', key, 's', spent and 'refused' or 'wanted', 'er', why, 'ec', 'SnapshotLost', 'rf', 0, 'n', node)
+  if is[2] == 'held' and not spent then
+    redis.call('ZADD', P .. 'pictures', NOW, job .. '.' .. i)
+    if node ~= '' then poke(node) end
+  end
+  for _, n in ipairs(redis.call('LRANGE', P .. 'pictured:' .. job .. '.' .. i, 0, -1)) do
+    local unit = job .. '.' .. n
+    local rec = load(unit)
+    if rec then
+      if rec.s == 'leased' then
+        drop_lease(unit, job, n, rec)
+      elseif rec.s == 'due' then
+        redis.call('ZREM', P .. 'due:' .. rec.q, unit)
+        redis.call('ZREM', P .. 'delayed', unit)
+      else
+        reopen(unit, job, n, rec, 'anew')
+        rec.an = (rec.an or 0) + 1
+      end
+      redis.call('HINCRBY', jobkey(job), 'files_done', 0 - (rec.fd or 0)) -- a mere minus makes "-0", which is no integer
+      redis.call('HINCRBY', jobkey(job), 'files_failed', 0 - (rec.ff or 0))
+      redis.call('HINCRBY', jobkey(job), 'bytes', string.format('%.0f', 0 - (rec.by or 0)))
+      local had = redis.call('HGET', jobkey(job, 'done'), n)
+      if had then -- kept aside for whoever reads it again: of what into= made, nothing is to stay
+        redis.call('HSET', jobkey(job, 'done'), 'old:' .. n, had)
+        redis.call('HDEL', jobkey(job, 'done'), n)
+        event(job, 'anew', n)
+      end
+      set_state(job, n, rec, 'due')
+      rec.at, rec.fd, rec.ff, rec.by, rec.er = 0, 0, 0, 0, why
+      rec.w, rec.f, rec.x, rec.xw, rec.bo, rec.wk = nil, nil, nil, nil, nil, nil
+      if is[2] == 'held' and not spent then
+        rec.nb = NOW + 30000 -- it is woken when the moment is there
+        redis.call('ZADD', P .. 'delayed', rec.nb, unit)
+      else
+        push_back(unit, rec)
+      end
+      save(job, n, rec)
+    end
+  end
+  if spent then wake(job .. '.' .. redis.call('HGET', key, 'pu')) end -- nothing comes any more: it says so
+end
+
+-- Its planner and its shards.
+local function units_of(job, i)
+  local units = redis.call('LRANGE', P .. 'pictured:' .. job .. '.' .. i, 0, -1)
+  units[#units + 1] = redis.call('HGET', picture(job, i), 'pu')
+  return units
+end
+
+-- What waits for the moment of a picture may look now. Returns the queues to ring for.
+local function wake_picture(job, i)
+  local queues = {}
+  for _, n in ipairs(units_of(job, i)) do
+    wake(job .. '.' .. n)
+    local rec = load(job .. '.' .. n)
+    if rec and rec.s == 'due' then queues[#queues + 1] = rec.q end
+  end
+  return queues
 end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,6 +16,8 @@ from ingest.sources import AnySource, source_from_json, source_to_json
 
 #: Units in one add call: a few hundred keep a script under some milliseconds.
 BATCH = 400
+#: Files in the units of one call: their specs are in memory all at once, and what they pack to is one message to Redis.
+BATCH_WEIGHT = 100_000
 
 
 class NewUnit(NamedTuple):
@@ -54,6 +56,7 @@ class UnitRecord:
     due_ms: int
     reason: str
     failed: int
+    again: int = 0
 
     @property
     def number(self) -> str:
@@ -70,7 +73,7 @@ class UnitRecord:
         return cls(
             unit, r["s"], r["q"], int(r["i"]), int(r["p"]), int(r["c"]), r.get("o", ""),
             int(r.get("at", 0)), int(r.get("dl", 0)), r.get("w") or "",
-            int(r.get("nb") or 0), r.get("er") or "", int(r.get("ff") or 0),
+            int(r.get("nb") or 0), r.get("er") or "", int(r.get("ff") or 0), int(r.get("an") or 0),
         )  # fmt: skip
 
 
@@ -107,6 +110,10 @@ class JobLedger(Ledger):
 
     def seal(self, job: str, error: str = "") -> str:
         return text(self.run("seal", job, error))
+
+    def forget(self, job: str) -> None:
+        """A job that is over leaves the ledger."""
+        self.run("forget", job)
 
     def meta(self, job: str) -> dict[str, str]:
         """The job's hash. Raises :class:`UnknownJob`."""
@@ -164,7 +171,8 @@ class JobLedger(Ledger):
         wait).
 
         ``k`` is the kind: ``add``, ``sealed``, ``planned``, ``part`` and ``shard`` (with ``n`` and, for shard, its
-        state ``s``), ``again`` (a unit is tried again after its end), ``end`` (the job's state in ``s``).
+        state ``s``), ``again`` (a unit is tried again after its end), ``anew`` (what it had does not count any more:
+        its source is read at another moment), ``end`` (the job's state in ``s``).
         """
         # A read may not block for longer than the socket's patience.
         block = min(block_ms, 2000) or None
@@ -184,6 +192,18 @@ class JobLedger(Ledger):
             queues += found
             if cursor == "0":
                 return queues
+
+    def cursor(self, key: str) -> str:
+        """Where a cursor stands (JSON, as :mod:`workers.snapshots.increments` writes it); "" for none."""
+        with self.translated():
+            return text(self.redis.hget(self.key("cursors"), key))
+
+    def set_cursor(self, key: str, value: str) -> None:
+        with self.translated():
+            if value:
+                self.redis.hset(self.key("cursors"), key, value)
+            else:
+                self.redis.hdel(self.key("cursors"), key)
 
     def recent(self, limit: int) -> list[str]:
         """Ids of the latest jobs, newest first."""
@@ -229,13 +249,15 @@ def _specs(number: str, packed: bytes) -> list[FileSpec]:
 T = TypeVar("T")
 
 
-def batched(items: Iterable[T], size: int = BATCH) -> Iterator[list[T]]:
-    """Lists of up to ``size`` items, as :func:`itertools.batched` of Python 3.12 has them."""
+def batched(items: Iterable[T], size: int = BATCH, weigh: Callable[[T], int] = lambda item: 0) -> Iterator[list[T]]:
+    """Lists of up to ``size`` items; of fewer, once they weigh ``BATCH_WEIGHT`` together."""
     batch: list[T] = []
+    weight = 0
     for item in items:
         batch.append(item)
-        if len(batch) == size:
+        weight += weigh(item)
+        if len(batch) == size or weight >= BATCH_WEIGHT:
             yield batch
-            batch = []
+            batch, weight = [], 0
     if batch:
         yield batch

@@ -21,18 +21,19 @@ for at = 1, #found[2], 2 do
   local rec = cjson.decode(found[2][at + 1])
   if verb == 'cancel' and rec.s == 'due' then
     settle(unit, job, n, rec, 'cancelled')
-  elseif verb == 'retry' and (rec.s == 'failed' or rec.s == 'quarantined' or rec.s == 'cancelled') then
-    redis.call('HINCRBY', jobkey(job), 'open', 1)
-    redis.call('HINCRBY', jobkey(job), rec.s == 'cancelled' and 'stopped' or 'failed', -1)
+  elseif verb == 'retry' and (rec.s == 'failed' or rec.s == 'quarantined' or rec.s == 'cancelled' or (rec.s == 'done' and (rec.ff or 0) > 0)) then
+    reopen(unit, job, n, rec, '')
     redis.call('HINCRBY', jobkey(job), 'files_failed', 0 - (rec.ff or 0)) -- a mere minus makes "-0", which is no integer
-    if isplan(n) then redis.call('HINCRBY', jobkey(job), 'plans', 1) end
+    if rec.pc then
+      -- Its moment may be past, or may have been refused: it gets as many new ones as at first.
+      redis.call('HSET', picture(job, rec.i), 'tr', 0)
+      if redis.call('HGET', picture(job, rec.i), 's') == 'refused' then redis.call('HSET', picture(job, rec.i), 's', 'over') end
+    end
     set_state(job, n, rec, 'due')
     -- Who held it before has nothing to say any more.
     rec.at, rec.dl, rec.ff, rec.er, rec.w, rec.f, rec.x, rec.xw = 0, 0, 0, nil, nil, nil, nil, nil
     push_due(unit, job, n, rec)
     save(job, n, rec)
-    redis.call('ZREM', P .. 'outbox', unit)
-    event(job, 'again', n)
     queues[#queues + 1] = rec.q
     again = true
   end

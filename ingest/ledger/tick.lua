@@ -7,10 +7,27 @@ redis.call('SET', P .. 'tick', NOW)
 if NOW - last > lease / 2 then
   -- The ledger was away, or everybody else was: leases that ran out meanwhile say nothing about their holders. They get one more.
   for _, unit in ipairs(redis.call('ZRANGE', P .. 'leases', 0, -1)) do redis.call('ZADD', P .. 'leases', 'XX', NOW + lease, unit) end
+  for _, member in ipairs(redis.call('ZRANGE', P .. 'pictures', 0, -1)) do
+    if redis.call('HEXISTS', P .. 'picture:' .. member, 'w') == 1 then redis.call('ZADD', P .. 'pictures', NOW + lease, member) end
+  end
 end
 for _, unit in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', '-inf', NOW, 'LIMIT', 0, 500)) do
   local rec, job, n = load(unit)
   if rec and rec.s == 'leased' then release_dead(unit, job, n, rec, limit, true) else redis.call('ZREM', P .. 'leases', unit) end
+end
+-- Moments whose holder was not heard for so long: its node is gone, and any other may take over.
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', P .. 'pictures', '-inf', NOW, 'LIMIT', 0, 500)) do
+  local job, i = string.match(member, '^(.*)%.(%d+)$')
+  local s = redis.call('HGET', picture(job, i), 's')
+  if s == 'held' then
+    anew(job, i, 'the node that held its snapshot is gone', '')
+  elseif s == 'opening' then
+    let_go(job, i)
+    redis.call('HSET', picture(job, i), 's', 'wanted', 'n', '')
+    redis.call('ZADD', P .. 'pictures', NOW, member)
+  elseif s ~= 'wanted' then
+    redis.call('ZREM', P .. 'pictures', member)
+  end
 end
 mature(1000)
 local queues = {}

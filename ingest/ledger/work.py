@@ -4,25 +4,29 @@ holds."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
-from ingest.ledger.jobs import JobLedger, NewUnit, UnitRecord
+from ingest.ledger.jobs import NewUnit, UnitRecord
+from ingest.ledger.pictures import PictureLedger
 from ingest.ledger.redis import text
-from ingest.model import Failure, FileRecord, JobOptions
-from ingest.record import pack_json, unpack_json
+from ingest.model import Failure, FileRecord, FileSpec, JobOptions
+from ingest.record import pack_json, unpack, unpack_json
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a unit has so far: the files that it published and those that failed for good."""
+    """What a unit has so far: the files that it published and those that failed for good; of a dry run, numbers."""
 
     files: tuple[FileRecord, ...] = ()
     failures: tuple[Failure, ...] = ()
+    counts: Mapping[str, int] | None = None
 
     def packed(self) -> bytes:
-        return pack_json({"files": [f.to_json() for f in self.files], "failures": [f.to_json() for f in self.failures]})
+        both = {"files": [f.to_json() for f in self.files], "failures": [f.to_json() for f in self.failures]}
+        return pack_json(both | ({"counts": self.counts} if self.counts else {}))
 
     @classmethod
     def unpacked(cls, data: bytes | None) -> Result:
@@ -30,12 +34,19 @@ class Result:
             return cls()
         both = unpack_json(data)
         return cls(
-            tuple(FileRecord.from_json(f) for f in both["files"]), tuple(Failure.from_json(f) for f in both["failures"])
+            tuple(FileRecord.from_json(f) for f in both["files"]),
+            tuple(Failure.from_json(f) for f in both["failures"]),
+            both.get("counts"),
         )
 
     @property
     def bytes(self) -> int:
         return sum(f.size for f in self.files)
+
+    @property
+    def arrived(self) -> set[tuple[int, int]]:
+        """(source, part) of what is in these files."""
+        return {place for f in self.files for place in f.holds}
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,11 @@ class Claim:
     def number(self) -> str:
         return self.record.number
 
+    @cached_property
+    def files(self) -> list[FileSpec]:
+        """What a shard lists."""
+        return unpack(FileSpec, self.spec)
+
     @property
     def is_plan(self) -> bool:
         return self.record.is_plan
@@ -79,7 +95,7 @@ class Tick(NamedTuple):
     abandoned: list[str]
 
 
-class WorkLedger(JobLedger):
+class WorkLedger(PictureLedger):
     """One per worker process. A worker reads what a client reads, so this is that and more."""
 
     @property
@@ -101,9 +117,10 @@ class WorkLedger(JobLedger):
             int(age_ms) / 1000,
         )  # fmt: skip
 
-    def progress(self, claim: Claim, size_bytes: int) -> str:
-        """Renew, and say how far it is: ``ok``, ``cancelled`` or ``lost``."""
-        return text(self.run("progress", claim.unit, claim.fence, size_bytes, self._lease_ms))
+    def progress(self, claim: Claim, size_bytes: int, held_bytes: int = 0) -> str:
+        """Renew, and say how far it is: ``ok``, ``cancelled`` or ``lost``. ``held_bytes`` were here when it began: a
+        unit that got further from one death of its worker to the next is not what kills them."""
+        return text(self.run("progress", claim.unit, claim.fence, size_bytes, self._lease_ms, held_bytes))
 
     def takeoff(self, claim: Claim, keys: Sequence[str]) -> list[bool] | None:
         """For each source key, whether this unit may fetch it now; another one is at it where not. None: lease lost."""
@@ -114,23 +131,37 @@ class WorkLedger(JobLedger):
         """Whether a live job waits for one of these sources."""
         return bool(keys) and int(self.run("wanted", *keys)) > 0
 
-    def add_planned(self, claim: Claim, cursor: str, units: Sequence[NewUnit]) -> str:
+    def add_planned(self, claim: Claim, cursor: str, units: Sequence[NewUnit], most: int = 0) -> str:
         """Shards found while planning. ``cursor`` names the batch: the same one is added once. ``ok``, ``cancelled``,
-        ``lost``."""
+        ``lost``, or ``ahead``: added, and more than ``most`` units of the job are open; rest until half are."""
         args = [value for unit in units for value in unit]
-        return text(self.run("add", claim.job, "", 0, "", claim.unit, claim.fence, cursor, *args))
+        return text(self.run("add", claim.job, "", 0, most, claim.unit, claim.fence, cursor, *args))
+
+    def open_units(self, job: str) -> int:
+        """How many units of a job are not over."""
+        with self.translated():
+            return int(self.redis.hget(self.key("job", job), "open") or 0)
 
     def back(
-        self, claim: Claim, delay_s: float, counted: bool, reason: str, result: Result | None, flights: Sequence[str]
+        self,
+        claim: Claim,
+        delay_s: float,
+        counted: bool,
+        reason: str,
+        result: Result | None,
+        flights: Sequence[str],
+        *,
+        anew: bool = False,
     ) -> Settled:
-        """Give the unit back, due again after ``delay_s``, with what it has so far (None: nothing new)."""
+        """Give the unit back, due again after ``delay_s``, with what it has so far (None: nothing new). ``counted``: it
+        was an attempt that failed; ``anew``: one that failed and got further, so that counting begins anew."""
         return self._settled(
             self.run(
                 "back",
                 claim.unit,
                 claim.fence,
                 int(delay_s * 1000),
-                int(counted),
+                2 if anew else int(counted),
                 _plain(reason),
                 *_numbers(result),
                 *flights,
@@ -193,9 +224,6 @@ class WorkLedger(JobLedger):
         with self.translated():
             self.redis.zrem(self.key("outbox"), member)
 
-    def forget(self, job: str) -> None:
-        self.run("forget", job)
-
     def move(self, origin: str, target: str, limit: int = 200) -> int:
         return int(self.run("move", origin, target, limit))
 
@@ -213,4 +241,4 @@ def _plain(reason: str) -> str:
 def _numbers(result: Result | None) -> tuple[bytes | str, int, int, int]:
     if result is None:
         return "", 0, 0, 0
-    return result.packed(), len(result.files), len(result.failures), result.bytes
+    return result.packed(), len(result.arrived), len(result.failures), result.bytes

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingest.errors import StoreError
-from ingest.store.layout import Stored, inside, read_record
+from ingest.store.layout import Piece, Stored, inside, read_record
 from ingest.store.store import Store
 
 
@@ -48,7 +48,8 @@ def records(store: Store) -> Iterator[tuple[Path, Stored]]:
 def usage(store: Store) -> Usage:
     files = total = 0
     for _, record in records(store):
-        files, total = files + 1, total + record.size
+        outputs = record.outputs
+        files, total = files + len(outputs), total + sum(piece.size for piece in outputs)
     scratch = 0
     for path in _scan(store.root / "scratch"):
         with suppress(FileNotFoundError):
@@ -60,27 +61,26 @@ def verify(store: Store, *, remove: bool) -> Iterator[Damage]:
     """Read every file again and compare size and sha256 with its record. ``remove`` takes what is damaged out of the
     store, so that it is fetched again when next asked for."""
     for record_path, record in records(store):
-        reason = _examine(store, record)
-        if reason is None:
-            continue
-        if remove:
+        damaged = [(piece, reason) for piece in record.outputs if (reason := _examine(store, piece)) is not None]
+        if damaged and remove:
             # The record first: without it the file is not there for anybody.
             with suppress(FileNotFoundError):
                 record_path.unlink()
-            with suppress(FileNotFoundError, StoreError):
-                inside(store.root, record.path).unlink()
-        yield Damage(record.path, record.uri, reason)
+            for piece, _ in damaged:
+                with suppress(FileNotFoundError, StoreError):
+                    inside(store.root, piece.path).unlink()
+        yield from (Damage(piece.path, record.uri, reason) for piece, reason in damaged)
 
 
-def _examine(store: Store, record: Stored) -> str | None:
+def _examine(store: Store, piece: Piece) -> str | None:
     try:
-        path = inside(store.root, record.path)
+        path = inside(store.root, piece.path)
         size = path.stat().st_size
-        if size != record.size:
-            return f"has {size} bytes, not {record.size}"
+        if size != piece.size:
+            return f"has {size} bytes, not {piece.size}"
         with open(path, "rb") as f:
             found = f"sha256:{hashlib.file_digest(f, 'sha256').hexdigest()}"
-        return None if found == record.digest else f"has digest {found}, not {record.digest}"
+        return None if found == piece.digest else f"has digest {found}, not {piece.digest}"
     except FileNotFoundError:
         return "is missing"
     except (OSError, StoreError) as error:

@@ -9,9 +9,11 @@ scratch/                           files in the making; partial ones have a jour
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +24,25 @@ from ingest.record import Record
 
 
 @dataclass(frozen=True)
+class Piece:
+    """One file on disk; ``path`` is relative to the store's root. A packed one ``covers`` runs of (first, last) places
+    in the list that was packed."""
+
+    path: str
+    size: int
+    digest: str
+    samples: int | None = None
+    covers: Sequence[Sequence[int]] = ()
+
+
+@dataclass(frozen=True)
 class Stored(Record):
-    """The record of one version of one source. ``path`` is relative to the store's root; ``validated`` is not written
-    but read from the record's mtime (seconds since 1970)."""
+    """The record of one version of one source: ``size`` and ``digest`` are of what came from the origin.
+
+    ``path`` (relative to the store's root) and ``samples`` are of the file that it is; a source that became several
+    files, or others than came, has ``pieces`` instead. ``mirror`` is where it came from if that is not ``uri``.
+    ``validated`` is not written but read from the record's mtime (seconds since 1970).
+    """
 
     uri: str
     path: str
@@ -35,7 +53,16 @@ class Stored(Record):
     validator: str | None = None
     samples: int | None = None
     digests: tuple[str, ...] = ()
+    pieces: tuple[Mapping[str, Any], ...] = ()
+    mirror: str | None = None
     validated: float = 0.0
+
+    @property
+    def outputs(self) -> list[Piece]:
+        """The files on disk."""
+        if self.path:
+            return [Piece(self.path, self.size, self.digest, self.samples)]
+        return [Piece(**piece) for piece in self.pieces]
 
     def has_digest(self, digest: str) -> bool:
         return digest == self.digest or digest in self.digests
@@ -66,13 +93,29 @@ def write_atomic(path: Path, data: bytes, *, fsync: bool) -> None:
         raise
 
 
-def sync_dir(path: Path) -> None:
-    """Make the names in a directory durable, where the filesystem can."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def sync_path(path: Path) -> None:
+    """Make a file, or the names in a directory, durable, where the filesystem can."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def sync_filesystem(path: Path) -> bool:
+    """Make all durable that was written to the filesystem of ``path`` (syncfs(2)). False where there is no such call.
+    Raises OSError where something could not be written."""
+    function = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if function is None:
+        return False
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        if function(fd) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(fd)
+    return True
 
 
 def read_record(path: Path) -> Stored | None:
@@ -82,10 +125,16 @@ def read_record(path: Path) -> Stored | None:
             data: dict[str, Any] = json.loads(f.read())
             validated = os.fstat(f.fileno()).st_mtime
         found = Stored.from_json({**data, "validated": validated})
+        outputs = found.outputs
     except (OSError, ValueError, TypeError):
         return None
-    texts = (found.uri, found.path, found.digest, found.version)
-    return found if all(isinstance(t, str) for t in texts) and isinstance(found.size, int) else None
+    texts = [found.uri, found.digest, found.version]
+    sizes = [found.size]
+    for piece in outputs:
+        texts += [piece.path, piece.digest]
+        sizes.append(piece.size)
+    good = all(isinstance(t, str) for t in texts) and all(isinstance(n, int) for n in sizes)
+    return found if good and outputs else None
 
 
 def inside(root: Path, relative: str) -> Path:

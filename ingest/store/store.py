@@ -6,23 +6,28 @@ harmless.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import hashlib
 import json
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ingest import names
 from ingest.errors import DigestMismatch, NodeUnfit, StoreError, TooLarge, Truncated
 from ingest.model import FileSpec, source_key
-from ingest.settings import StoreLimits
+from ingest.sections import StoreLimits
 from ingest.sources import parse_digest
-from ingest.store.layout import Stored, inside, read_record, source_dir, sync_dir, version_dir, write_atomic
+from ingest.store.layout import Piece, Stored, inside, read_record, source_dir, sync_filesystem, sync_path, version_dir, write_atomic
 from ingest.store.scratch import Scratch
+
+Counter = Callable[[Path, str], int | None]
 
 #: Errors of the disk that say nothing about the source: the shard goes back, and another node may have it.
 _DISK = {
@@ -36,6 +41,8 @@ _DISK = {
     errno.EMFILE,
     errno.ENFILE,
 }
+#: Of so many files, each one's own fsync takes longer than one of the whole filesystem.
+_SYNC_AT_ONCE = 64
 
 
 class Store:
@@ -77,8 +84,10 @@ class Store:
             return None
 
     @staticmethod
-    def key(spec: FileSpec) -> str:
-        return source_key(spec.uri, spec.connection, dict(spec.request) if spec.request else None)
+    def key(spec: FileSpec, steps: Sequence[Any] = ()) -> str:
+        """The identity of a source here, and of what ``steps`` make of it."""
+        asked: Any = dict(spec.request) if spec.request else spec.pin
+        return source_key(spec.uri, spec.connection, [asked, *steps] if steps else asked)
 
     def lookup(self, key: str, digest: str | None = None) -> Stored | None:
         """The version of a source that was validated last (with that digest, if one is given), whole by its size;
@@ -95,7 +104,7 @@ class Store:
 
     def _is_whole(self, record: Stored) -> bool:
         try:
-            return inside(self.root, record.path).stat().st_size == record.size
+            return all(inside(self.root, piece.path).stat().st_size == piece.size for piece in record.outputs)
         except (OSError, StoreError):
             return False
 
@@ -109,9 +118,9 @@ class Store:
 
     @contextmanager
     def scratch(
-        self, key: str, spec: FileSpec, *, on_bytes: Callable[[int], None], max_bytes: int
+        self, key: str, spec: FileSpec, *, on_bytes: Callable[[int], None], max_bytes: int, keep: bool = True
     ) -> Iterator[Scratch]:
-        """A scratch file for one attempt at a source; a partial one is taken up where this node left it.
+        """A scratch file for one attempt at a source; with ``keep``, a partial one is taken up where this node left it.
 
         Errors of the disk become :class:`NodeUnfit`. The caller holds the flight of ``key``: nobody else is at it.
         """
@@ -127,7 +136,9 @@ class Store:
                 algorithms=algorithms,
                 max_bytes=limit,
                 on_bytes=on_bytes,
-                keep=spec.request is None,
+                # What a database is asked is read anew; the pages of an API are taken up at the last whole one.
+                keep=keep and (spec.request is None or spec.uri.startswith("api://")),
+                fsync=self.limits.fsync,
             )
             yield scratch
         except OSError as error:
@@ -152,6 +163,23 @@ class Store:
                 f"the store at {self.root} has {free >> 20} MiB free and needs {need >> 20} MiB; make room there",
             )
 
+    def verify(self, spec: FileSpec, scratch: Scratch) -> tuple[str, ...]:
+        """Whether these are the bytes that were asked for. Returns the digests that they are known by beside sha256.
+
+        Raises :class:`DigestMismatch` or :class:`Truncated`; then nothing of them is kept.
+        """
+        if spec.size is not None and scratch.size != spec.size:
+            scratch.discard()
+            raise Truncated(spec.uri, f"expected {spec.size} bytes, got {scratch.size}; nothing was published")
+        scratch.verify()
+        if spec.digest is None:
+            return ()
+        algorithm, value = parse_digest(spec.digest)
+        found = scratch.digest(algorithm)
+        if found != f"{algorithm}:{value}":
+            raise DigestMismatch(spec.uri, f"{algorithm}:{value}", found, scratch.size)
+        return (found,) if algorithm != "sha256" else ()
+
     def publish(
         self,
         key: str,
@@ -161,51 +189,75 @@ class Store:
         version: str | None = None,
         validator: str | None = None,
         name: str | None = None,
-        samples: Callable[[Path, str], int | None] | int | None = None,
+        samples: Counter | int | None = None,
+        converted: bool = False,
+        mirror: str | None = None,
     ) -> Stored:
-        """Verify size and digest, then rename into place. Raises :class:`DigestMismatch` or :class:`Truncated`; then
-        nothing is published. Published twice, the first one stays: it is the same version. Other bytes under a
-        version that is there already become a version of their own, named by their digest: a path never changes what
-        it holds."""
-        digest = scratch.digest()
-        extra: tuple[str, ...] = ()
-        if spec.size is not None and scratch.size != spec.size:
-            scratch.discard()
-            raise Truncated(spec.uri, f"expected {spec.size} bytes, got {scratch.size}; nothing was published")
-        if spec.digest is not None:
-            algorithm, value = parse_digest(spec.digest)
-            found = scratch.digest(algorithm)
-            if found != f"{algorithm}:{value}":
-                raise DigestMismatch(spec.uri, f"{algorithm}:{value}", found, scratch.size)
-            extra = (found,) if algorithm != "sha256" else ()
-        version = version or digest
-        directory = source_dir(self.root, key)
-        earlier = read_record(directory / f"{version_dir(version)}.json")
-        if earlier is not None and earlier.digest != digest:
-            version = digest
-            earlier = read_record(directory / f"{version_dir(version)}.json")
-        folder = directory / version_dir(version)
-        name = names.safe_name(name or (spec.name or "").rpartition("/")[2] or names.base_name(spec.uri), "file")
-        final = folder / name
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.limits.fsync:
-            scratch.sync()
-        if earlier is not None and earlier.digest == digest and self._is_whole(earlier):
-            final = self.root / earlier.path
-            extra = tuple(dict.fromkeys((*earlier.digests, *extra)))
-        else:
-            os.replace(scratch.path, final)
-        if self.limits.fsync:
-            sync_dir(folder)
-        if callable(samples):
-            samples = samples(final, name)
+        """Verify, then rename into place: the scratch and its pieces, or only the pieces where it was ``converted`` to
+        them. Raises as :meth:`verify`.
+
+        Published twice, the first one stays: it is the same version. Other bytes under a version that is there already
+        become a version of their own, named by their digest: a path never changes what it holds.
+        """
+        digests = self.verify(spec, scratch)
+        name = name or scratch.name or (spec.name or "").rpartition("/")[2] or names.base_name(spec.uri)
+        files = [] if converted else [(scratch, name)]
+        files += [(piece, piece.name or name) for piece in scratch.pieces]
+        many = converted or len(files) > 1
+        made = [Piece("", each.size, each.digest()) for each, _ in files]
+        size = sum(piece.size for piece in made) if many and not converted else scratch.size
+        digest = _digest_of(made) if many and not converted else scratch.digest()
         record = Stored(
-            uri=spec.uri, path=str(final.relative_to(self.root)), size=scratch.size, digest=digest, version=version,
-            connection=spec.connection, validator=validator, samples=samples, digests=extra,
+            uri=spec.uri, path="", size=size, digest=digest, version=version or digest,
+            connection=spec.connection, validator=validator, digests=digests, mirror=mirror,
         )  # fmt: skip
+        directory = source_dir(self.root, key)
+        earlier = read_record(directory / f"{version_dir(record.version)}.json")
+        if earlier is not None and (earlier.digest != digest or not _same_bytes(earlier.outputs, made)):
+            # Steps may make other bytes of the same ones: an archive holds times, a library is newer.
+            record = dataclasses.replace(record, version=digest if earlier.digest != digest else _digest_of(made))
+            earlier = read_record(directory / f"{version_dir(record.version)}.json")
+        if earlier is not None and _same_bytes(earlier.outputs, made) and self._is_whole(earlier):
+            made = earlier.outputs
+            known = tuple(dict.fromkeys((*earlier.digests, *digests)))
+            record = dataclasses.replace(record, digests=known, mirror=mirror if earlier.mirror else None)
+        else:
+            # What several files hold is in their folder's name: two nodes whose steps differ never share one.
+            folder = version_dir(f"{record.version} {_digest_of(made)}" if many else record.version)
+            made = self._move(files, directory / folder, samples)
+        if many:
+            record = dataclasses.replace(record, pieces=tuple(dataclasses.asdict(piece) for piece in made))
+        else:
+            record = dataclasses.replace(record, path=made[0].path, samples=made[0].samples)
         self._write_record(directory, record)
         scratch.discard()
         return Stored.from_json({**record.to_json(), "validated": time.time()})
+
+    def _move(self, files: Sequence[tuple[Scratch, str]], folder: Path, samples: Counter | int | None) -> list[Piece]:
+        """Files in the making to their final names, all of them durable before any record speaks of them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        made, taken, folders = [], set(), {folder}
+        at_once = len(files) > _SYNC_AT_ONCE
+        for number, (scratch, name) in enumerate(files):
+            parts = names.safe_parts(name) or ["file"]
+            if "/".join(parts) in taken:
+                parts[-1] = f"{number:05}-{parts[-1]}"
+            taken.add("/".join(parts))
+            final = folder.joinpath(*parts)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            folders.update(above for above in final.parents if above.is_relative_to(folder))
+            if self.limits.fsync and not at_once:
+                scratch.sync()
+            os.replace(scratch.path, final)
+            count = scratch.samples
+            if count is None:
+                count = samples(final, parts[-1]) if callable(samples) else samples
+            relative = str(final.relative_to(self.root))
+            made.append(Piece(relative, scratch.size, scratch.digest(), count, scratch.covers))
+        if self.limits.fsync and not (at_once and sync_filesystem(folder)):
+            for each in (*(self.root / piece.path for piece in made if at_once), *folders):
+                sync_path(each)
+        return made
 
     def _write_record(self, directory: Path, record: Stored) -> None:
         data = json.dumps(record.to_json(), ensure_ascii=False).encode("utf-8", "surrogatepass")
@@ -226,75 +278,18 @@ class Store:
         return inside(self.root, relative)
 
 
+def _digest_of(made: Sequence[Piece]) -> str:
+    """Of several files, in their order."""
+    return f"sha256:{hashlib.sha256(' '.join(piece.digest for piece in made).encode()).hexdigest()}"
+
+
+def _same_bytes(some: Sequence[Piece], others: Sequence[Piece]) -> bool:
+    return [piece.digest for piece in some] == [piece.digest for piece in others]
+
+
 def _identity(path: Path) -> str:
     """The id in a STORE_ID file. One that is no UUID could be equal to another store's: that is refused."""
     try:
         return str(uuid.UUID(path.read_text().strip()))
     except ValueError:
         raise StoreError(str(path), "is damaged: it holds no UUID; remove it, and the store gets a new one") from None
-
-
-def link_into(path: Path, directory: Path, name: str, tag: str) -> Path:
-    """Make ``path`` appear as ``directory / name``: hard link, else a copy. Never outside ``directory``.
-
-    ``name`` may have folders in it; every part is made safe. A different file that already has the name is left alone:
-    ours gets ``tag`` in its name. Raises :class:`StoreError` where it cannot be written.
-    """
-    parts = [names.safe_name(part, "file") for part in name.split("/") if part not in ("", ".", "..")] or ["file"]
-    try:
-        folder = directory.joinpath(*parts[:-1])
-        # Before anything is made: a link in there could lead anywhere.
-        if not (os.path.realpath(folder) + os.sep).startswith(os.path.join(os.path.realpath(directory), "")):
-            raise StoreError(str(folder), f"leads out of {directory}")
-        folder.mkdir(parents=True, exist_ok=True)
-        stem, dot, suffix = parts[-1].partition(".")
-        plain, tagged = folder / parts[-1], folder / f"{stem}-{tag}{dot}{suffix}"
-        for target in (plain, tagged):
-            if target.is_file() and _same(path, target):
-                return target
-        temporary = folder / f".{uuid.uuid4().hex[:16]}"
-        try:
-            try:
-                os.link(path, temporary)
-            except OSError:
-                shutil.copyfile(
-                    path, temporary
-                )  # another filesystem; uses reflink or sendfile where the kernel offers it
-            # Somebody else may have brought the same file there at this moment.
-            if _take_name(temporary, plain) or (plain.is_file() and _same(path, plain)):
-                return plain
-            # By its tag this name is ours: what is there is an earlier version of the same source.
-            os.replace(temporary, tagged)
-            return tagged
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(str(directory), f"into: cannot be written: {error.strerror}") from error
-
-
-def _take_name(temporary: Path, target: Path) -> bool:
-    """Rename unless the name is taken, also by somebody who takes it at this moment."""
-    try:
-        os.link(temporary, target)
-        return True
-    except FileExistsError:
-        return False
-    except OSError:  # a filesystem without hard links: an empty file holds the name for a moment
-        try:
-            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        except FileExistsError:
-            return False
-        os.replace(temporary, target)
-        return True
-
-
-def _same(a: Path, b: Path) -> bool:
-    if os.path.samefile(a, b):
-        return True
-    if a.stat().st_size != b.stat().st_size:
-        return False
-    with open(a, "rb") as left, open(b, "rb") as right:
-        while block := left.read(1 << 20):
-            if block != right.read(1 << 20):
-                return False
-    return True

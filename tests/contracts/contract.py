@@ -18,7 +18,8 @@ import pytest
 
 from ingest import errors
 from ingest.model import FileSpec
-from ingest.settings import Connection, Settings
+from ingest.sections import Connection
+from ingest.settings import Settings
 from ingest.store.scratch import Scratch
 from workers.fetchers.base import Context, Fetched, Fetcher, Interrupted, Known
 

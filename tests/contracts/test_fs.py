@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ import pytest
 
 from ingest import errors
 from ingest.model import FileSpec
-from ingest.settings import Connection, Egress, Settings
+from ingest.sections import Connection, Egress
+from ingest.settings import Settings
 from ingest.sources import Source
 from tests.contracts.contract import SOME_MB, CutContract, FetcherCase, FetcherContract
 from tests.servers.ftp import Ftp
@@ -343,3 +345,77 @@ class TestSchemes(FileCase):
     )  # fmt: skip
     def test_package_of_a_scheme(self, scheme: str, package: str) -> None:
         assert missing_packages(scheme) == package
+
+
+class TestSharing(FileCase):
+    """A copy that shares its blocks, a hard link where the operator wants it, or a copy: the bytes are the same."""
+
+    def linking(self, link: bool) -> Context:
+        return Context(Settings(file_link=link))
+
+    def test_what_is_done_to_the_file_later_does_not_reach_the_store(self) -> None:
+        spec = self.put("a", SOME_MB)
+        scratch = self.scratch()
+        fetched = self.fetcher.fetch(spec, scratch, None, self.linking(False))
+        with open(self.folder / "a", "r+b") as file:
+            file.write(b"changed in place")
+        assert fetched is not None and scratch.path.read_bytes() == SOME_MB
+        assert scratch.size == len(SOME_MB) and scratch.path.stat().st_nlink == 1
+
+    def test_a_hard_link_where_the_operator_wants_it(self) -> None:
+        spec = self.put("a", SOME_MB)
+        scratch = self.scratch(algorithms=frozenset({"md5"}))
+        assert self.fetcher.fetch(spec, scratch, None, self.linking(True)) is not None
+        shared = scratch.path.stat().st_ino == (self.folder / "a").stat().st_ino
+        # Where the filesystem has reflinks, nothing need be one.
+        assert shared == (not reflinks(self.folder)) and scratch.path.read_bytes() == SOME_MB
+        assert scratch.digest("md5") == "md5:" + hashlib.md5(SOME_MB, usedforsecurity=False).hexdigest()
+        scratch.close(discard=True)
+        assert (self.folder / "a").read_bytes() == SOME_MB, "the user's name for it stays"
+
+    def test_onto_another_filesystem_it_is_a_copy(self) -> None:
+        other = Path("/dev/shm")
+        if not other.is_dir() or other.stat().st_dev == self.tmp.stat().st_dev:
+            pytest.skip("wants /dev/shm to be a filesystem of its own")
+        source = other / f"ingest-test-{os.getpid()}"
+        source.write_bytes(SOME_MB)
+        try:
+            scratch = self.scratch()
+            spec = FileSpec(0, 0, files.uri_of(str(source)))
+            assert self.fetcher.fetch(spec, scratch, None, self.linking(True)) is not None
+            assert scratch.path.read_bytes() == SOME_MB and scratch.path.stat().st_nlink == 1
+        finally:
+            source.unlink()
+
+    def test_a_file_that_may_not_be_written_to_is_copied(self) -> None:
+        spec = self.put("a", SOME_MB)
+        (self.folder / "a").chmod(0o444)
+        scratch = self.scratch()
+        assert self.fetcher.fetch(spec, scratch, None, self.linking(True)) is not None
+        assert scratch.path.read_bytes() == SOME_MB
+        assert [p.name for p in scratch.path.parent.iterdir()] == [scratch.path.name]
+
+    @pytest.mark.parametrize("link", [True, False])
+    def test_more_than_allowed(self, link: bool) -> None:
+        spec = self.put("a", SOME_MB)
+        with pytest.raises(errors.TooLarge):
+            self.fetcher.fetch(spec, self.scratch(max_bytes=len(SOME_MB) - 1), None, self.linking(link))
+
+    def test_it_is_the_version_that_was_listed_or_none(self) -> None:
+        self.put("a.tar", b"first")
+        (spec,) = self.expand("*.tar").values()
+        assert self.fetch(spec)[0] == b"first"
+        self.put("a.tar", b"later")
+        assert "after it was listed" in self.fails(spec, errors.SourceChanged).reason
+
+
+def reflinks(folder: Path) -> bool:
+    import fcntl
+
+    (folder / "one").write_bytes(b"x")
+    with open(folder / "one", "rb") as source, open(folder / "two", "wb") as target:
+        try:
+            fcntl.ioctl(target.fileno(), files._FICLONE, source.fileno())
+        except OSError:
+            return False
+    return True

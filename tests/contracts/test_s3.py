@@ -1,68 +1,40 @@
-"""S3Fetcher against moto's server, and against a scripted one for what moto never does: 5xx, stalls, no ranges."""
+"""S3Fetcher against two real servers, moto's and Ceph's object gateway: the same tests for both."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from ingest import errors
 from ingest.model import FileSpec
-from ingest.settings import Connection, Limits, Settings
 from ingest.sources import Source
-from ingest.store.scratch import Scratch
 from tests.contracts.contract import FetcherContract
+from tests.contracts.s3cases import profile, scratch, sha256
+from tests.servers import ceph
 from tests.servers.s3 import S3Server, s3_server
 from workers.fetchers.base import Context, Interrupted, Known
-from workers.fetchers.s3.fetcher import RANGE_BYTES, RANGES_PER_PROCESS, S3Fetcher
+from workers.fetchers.s3 import S3Fetcher
+from workers.fetchers.s3.ranges import RANGE_BYTES, RANGES_PER_PROCESS
 from workers.fetchers.s3.read import plain
 
 BIG = os.urandom(1 << 20) * 29 + b"tail"  # four ranges, the last one short
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with s3_server() as running:
+@pytest.fixture(scope="module", params=["moto", "ceph"])
+def server(request: pytest.FixtureRequest) -> Iterator[S3Server]:
+    if request.param == "ceph" and (absent := ceph.missing()):
+        pytest.skip(f"no {', '.join(absent)} here: apt-get install --no-install-recommends {ceph.PACKAGES}")
+    with s3_server() if request.param == "moto" else ceph.ceph_server() as running:
         yield running
 
 
 @pytest.fixture
 def context(server: S3Server) -> Context:
     return profile(**server.profile())
-
-
-@pytest.fixture
-def fetcher() -> S3Fetcher:
-    return S3Fetcher()
-
-
-def profile(*, limits: Limits | None = None, **values: object) -> Context:
-    return Context(Settings(limits=limits or Limits()), Connection("lake", values))
-
-
-_open: list[Scratch] = []
-
-
-def scratch(path: Path, *, keep: bool = False, on_bytes: Callable[[int], None] = lambda n: None) -> Scratch:
-    _open.append(Scratch(path, "file", "s3://x/y", on_bytes=on_bytes, keep=keep))
-    return _open[-1]
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    yield
-    while _open:
-        _open.pop().close(discard=True)
-
-
-def sha256(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 class TestContract(FetcherContract):
@@ -183,15 +155,42 @@ def test_an_object_that_changes_half_way_is_never_mixed(
     server: S3Server, context: Context, fetcher: S3Fetcher, tmp_path: Path
 ) -> None:
     server.put("versions", {"moving": BIG * 3})
-    changed = threading.Event()
+    changed, lock = threading.Event(), threading.Lock()
 
     def change(_: int) -> None:
-        if not changed.is_set():
-            changed.set()
-            server.put("versions", {"moving": bytes(len(BIG) * 3)})
+        with lock:  # nobody writes on before it has changed
+            if not changed.is_set():
+                server.put("versions", {"moving": bytes(len(BIG) * 3)})
+                changed.set()
 
     with pytest.raises(errors.SourceChanged):
         fetcher.fetch(FileSpec(0, 0, "s3://versions/moving"), scratch(tmp_path, on_bytes=change), None, context)
+
+
+@pytest.mark.parametrize("key", ["pinned", "dir//pinned"])
+def test_a_version_that_was_asked_for_is_read_though_there_is_a_newer(
+    key: str, server: S3Server, context: Context, fetcher: S3Fetcher, tmp_path: Path
+) -> None:
+    server.put("versioned", {})
+    server.client.put_bucket_versioning(Bucket="versioned", VersioningConfiguration={"Status": "Enabled"})
+    old = server.client.put_object(Bucket="versioned", Key=key, Body=BIG)["VersionId"]
+    lock, changed = threading.Lock(), threading.Event()
+
+    def change(_: int) -> None:
+        with lock:
+            if not changed.is_set():
+                server.put("versioned", {key: b"newer"})
+                changed.set()
+
+    file = scratch(tmp_path, on_bytes=change)
+    fetched = fetcher.fetch(FileSpec(0, 0, f"s3://versioned/{key}", pin=old), file, None, context)
+    assert fetched is not None and fetched.version == old and changed.is_set()
+    assert file.digest() == sha256(BIG)
+    latest = fetcher.fetch(FileSpec(0, 0, f"s3://versioned/{key}"), scratch(tmp_path), None, context)
+    assert latest is not None and latest.version != old
+    for other in (old[::-1], "nonsense"):
+        with pytest.raises((errors.NotFound, errors.BadResponse)):
+            fetcher.fetch(FileSpec(0, 0, f"s3://versioned/{key}", pin=other), scratch(tmp_path), None, context)
 
 
 # -- resume --------------------------------------------------------------------------------------------------------
@@ -221,7 +220,7 @@ def test_it_goes_on_where_it_stopped(
     file.close(discard=False)
     brought: list[int] = []
     again = scratch(tmp_path, keep=True, on_bytes=brought.append)
-    had = again.size
+    had = len(BIG) - sum(end - start for start, end in again.gaps(len(BIG)))
     assert had >= stop_at
     assert fetcher.fetch(spec, again, None, context) is not None
     assert again.digest() == sha256(BIG)
@@ -263,7 +262,7 @@ def listed(server: S3Server) -> dict[str, bytes]:
 def test_a_prefix_is_listed_in_key_order_over_many_pages(
     listed: dict[str, bytes], context: Context, fetcher: S3Fetcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.fetchers.s3.fetcher.PAGE_KEYS", 50)
+    monkeypatch.setattr("workers.fetchers.s3.listing.PAGE_KEYS", 50)
     found = list(fetcher.expand(Source("s3://listed/train/", connection="lake"), context))
     want = sorted(key for key in listed if key.startswith("train/") and key not in {"train/", "train/sub/"})
     assert [spec.uri for spec in found] == [f"s3://listed/{key}" for key in want]
@@ -317,245 +316,6 @@ def test_a_listing_that_fails_raises(
 ) -> None:
     with pytest.raises(error):
         list(fetcher.expand(Source(uri), context))
-
-
-# -- errors --------------------------------------------------------------------------------------------------------
-
-
-class Scripted:
-    """A server that answers every GET and HEAD as ``answer`` says, and remembers the requests."""
-
-    def __init__(self) -> None:
-        self.answer: Callable[[BaseHTTPRequestHandler], None] = lambda handler: None
-        self.requests: list[dict[str, str]] = []
-        script = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                script.requests.append({name.lower(): value for name, value in self.headers.items()})
-                script.answer(self)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
-
-    def says(
-        self, status: int, code: str = "", body: bytes | None = None, length: int | None = None, **headers: str
-    ) -> None:
-        xml = (
-            f"<Error><Code>{code}</Code><Message>no</Message><Region>eu-west-9</Region></Error>".encode()
-            if code
-            else b""
-        )
-        payload = xml if body is None else body
-
-        def answer(handler: BaseHTTPRequestHandler) -> None:
-            handler.send_response(status)
-            for name, value in headers.items():
-                handler.send_header(name.replace("_", "-"), value)
-            handler.send_header("Content-Length", str(len(payload) if length is None else length))
-            handler.end_headers()
-            handler.wfile.write(payload)
-            handler.close_connection = length is not None
-
-        self.answer = answer
-
-
-@pytest.fixture
-def scripted() -> Iterator[Scripted]:
-    script = Scripted()
-    thread = threading.Thread(target=script.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield script
-    script.server.shutdown()
-    script.server.server_close()
-    thread.join(5)
-
-
-ANSWERS = [
-    (403, "AccessDenied", errors.AccessDenied, "[connections.lake]"),
-    (403, "InvalidAccessKeyId", errors.AccessDenied, "InvalidAccessKeyId"),
-    (403, "SignatureDoesNotMatch", errors.AccessDenied, "SignatureDoesNotMatch"),
-    (403, "RequestTimeTooSkewed", errors.AccessDenied, "clock"),
-    (400, "ExpiredToken", errors.AccessDenied, "expired"),
-    (401, "", errors.AccessDenied, "401"),
-    (404, "NoSuchKey", errors.NotFound, "key"),
-    (404, "NoSuchBucket", errors.NotFound, "bucket"),
-    (503, "SlowDown", errors.Throttled, "SlowDown"),
-    (429, "TooManyRequests", errors.Throttled, "429"),
-    (500, "InternalError", errors.OriginUnavailable, "500"),
-    (503, "ServiceUnavailable", errors.OriginUnavailable, "503"),
-    (502, "", errors.OriginUnavailable, "502"),
-    (400, "AuthorizationHeaderMalformed", errors.BadResponse, "eu-west-9"),
-    (400, "InvalidArgument", errors.BadResponse, "InvalidArgument"),
-]
-
-
-@pytest.mark.parametrize("key", ["k", "/k"])
-@pytest.mark.parametrize(("status", "code", "error", "says"), ANSWERS)
-def test_answers_become_our_errors(
-    key: str,
-    status: int,
-    code: str,
-    error: type[Exception],
-    says: str,
-    scripted: Scripted,
-    fetcher: S3Fetcher,
-    tmp_path: Path,
-) -> None:
-    scripted.says(status, code)
-    context = profile(endpoint=scripted.endpoint, key="AKIAKEY", secret="hush-hush")
-    with pytest.raises(error) as caught:
-        fetcher.fetch(FileSpec(0, 0, f"s3://bucket/{key}"), scratch(tmp_path), None, context)
-    assert type(caught.value) is error
-    assert says in str(caught.value) and len(str(caught.value)) < 200
-    assert "hush-hush" not in str(caught.value) and "AKIAKEY" not in str(caught.value)
-    follows_region = (
-        key == "/k" and code == "AuthorizationHeaderMalformed"
-    )  # botocore asks once more, in the region named
-    assert len(scripted.requests) == 1 + follows_region, "the client library retried by itself"
-
-
-def test_a_denied_listing_raises(scripted: Scripted, fetcher: S3Fetcher) -> None:
-    scripted.says(403, "AccessDenied")
-    with pytest.raises(errors.AccessDenied):
-        list(fetcher.expand(Source("s3://bucket/x/"), profile(endpoint=scripted.endpoint, anonymous=True)))
-
-
-@pytest.mark.parametrize("key", ["k", "/k"])
-def test_a_body_that_ends_early_is_truncated(key: str, scripted: Scripted, fetcher: S3Fetcher, tmp_path: Path) -> None:
-    scripted.says(206, body=b"five!", length=50, ETag='"e"', Content_Range="bytes 0-49/50")
-    with pytest.raises(errors.TransientFetchError) as caught:
-        fetcher.fetch(
-            FileSpec(0, 0, f"s3://bucket/{key}"),
-            scratch(tmp_path),
-            None,
-            profile(endpoint=scripted.endpoint, anonymous=True),
-        )
-    assert type(caught.value) in {errors.Truncated, errors.ConnectionLost}
-
-
-@pytest.mark.parametrize("key", ["k", "/k"])
-@pytest.mark.parametrize("after_headers", [False, True])
-def test_a_stalled_origin_times_out(
-    key: str, after_headers: bool, scripted: Scripted, fetcher: S3Fetcher, tmp_path: Path
-) -> None:
-    done = threading.Event()
-
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        if after_headers:
-            head = (
-                'HTTP/1.1 206 Partial\r\nETag: "e"\r\nContent-Length: 50\r\nContent-Range: bytes 0-49/50\r\n\r\nfive!'
-            )
-            handler.wfile.write(head.encode())
-        done.wait(10)
-        handler.close_connection = True
-
-    scripted.answer = answer
-    context = profile(limits=Limits(connect_s=0.2, stall_s=0.4), endpoint=scripted.endpoint, anonymous=True)
-    begun = time.monotonic()
-    try:
-        with pytest.raises(errors.FetchTimeout, match=r"0\.4 s"):
-            fetcher.fetch(FileSpec(0, 0, f"s3://bucket/{key}"), scratch(tmp_path), None, context)
-        assert time.monotonic() - begun < 5
-    finally:
-        done.set()
-
-
-@pytest.mark.parametrize("key", ["k", "/k"])
-@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://no-such-host.invalid"])
-def test_nobody_there(key: str, endpoint: str, fetcher: S3Fetcher, tmp_path: Path) -> None:
-    with pytest.raises(errors.ConnectionLost):
-        fetcher.fetch(
-            FileSpec(0, 0, f"s3://bucket/{key}"), scratch(tmp_path), None, profile(endpoint=endpoint, anonymous=True)
-        )
-
-
-@pytest.mark.parametrize("key", ["k", "/k"])
-def test_a_server_without_ranges_or_etags_is_read_in_one_go(
-    key: str, scripted: Scripted, fetcher: S3Fetcher, tmp_path: Path
-) -> None:
-    scripted.says(200, body=b"all of it")
-    file = scratch(tmp_path)
-    fetched = fetcher.fetch(
-        FileSpec(0, 0, f"s3://bucket/{key}"), file, None, profile(endpoint=scripted.endpoint, anonymous=True)
-    )
-    assert fetched is not None and fetched.version is None
-    assert file.digest() == sha256(b"all of it")
-
-
-# -- profiles ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("key", ["k", "/k"])
-def test_the_profile_decides_who_signs(
-    key: str, scripted: Scripted, fetcher: S3Fetcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "FROMENV")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "env-secret")
-    monkeypatch.setenv("AWS_SESSION_TOKEN", "env-token")
-    scripted.says(404, "NoSuchKey")
-
-    def seen(**values: object) -> dict[str, str]:
-        with pytest.raises(errors.NotFound):
-            fetcher.fetch(
-                FileSpec(0, 0, f"s3://bucket/{key}"),
-                scratch(tmp_path),
-                None,
-                profile(endpoint=scripted.endpoint, **values),
-            )
-        return scripted.requests[-1]
-
-    assert "authorization" not in seen(anonymous=True)
-    own = seen(key="OWN", secret="s")
-    assert "OWN/" in own["authorization"] and "x-amz-security-token" not in own
-    assert seen(key="OWN", secret="s", token="t")["x-amz-security-token"] == "t"
-    chain = seen(region="eu-north-1")
-    assert "FROMENV/" in chain["authorization"] and "/eu-north-1/" in chain["authorization"]
-    assert chain["x-amz-security-token"] == "env-token"
-    assert seen(key="OWN", secret="s", requester_pays=True)["x-amz-request-payer"] == "requester"
-
-
-def test_no_credentials_anywhere_is_said(fetcher: S3Fetcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    context = profile(
-        endpoint="http://127.0.0.1:1", region="test-1"
-    )  # a region of its own: nothing made before fits it
-    with pytest.raises(errors.AccessDenied, match=r"anonymous = true in \[connections.lake\]"):
-        fetcher.fetch(FileSpec(0, 0, "s3://bucket/k"), scratch(tmp_path), None, context)
-
-
-def test_a_shared_profile_by_name(
-    scripted: Scripted, fetcher: S3Fetcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "credentials").write_text("[lab]\naws_access_key_id = LABKEY\naws_secret_access_key = s\n")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    scripted.says(404, "NoSuchKey")
-    for key in ("k", "/k"):
-        with pytest.raises(errors.NotFound):
-            fetcher.fetch(
-                FileSpec(0, 0, f"s3://bucket/{key}"),
-                scratch(tmp_path),
-                None,
-                profile(endpoint=scripted.endpoint, profile="lab"),
-            )
-        assert "LABKEY/" in scripted.requests[-1]["authorization"]
-    with pytest.raises(errors.AccessDenied):
-        fetcher.fetch(
-            FileSpec(0, 0, "s3://bucket/k"),
-            scratch(tmp_path),
-            None,
-            profile(endpoint=scripted.endpoint, profile="nobody"),
-        )
 
 
 def test_no_secret_in_any_repr(server: S3Server, context: Context) -> None:

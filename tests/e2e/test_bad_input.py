@@ -80,7 +80,7 @@ Source, Sql, Manifest = ingest.Source, ingest.Sql, ingest.Manifest
         (Sql("", table="t"), ingest.BadSource, "ingest.toml"),
         (Sql("w"), ingest.BadSource, "table= or query="),
         (Sql("w", table="t", query="SELECT 1"), ingest.BadSource, "table= or query="),
-        (Sql("w", table="t", partitions=4), ingest.BadSource, "partition_on"),
+        (Sql("w", query="SELECT 1", partitions=4), ingest.BadSource, "partition_on"),
         (Sql("w", table="t", partitions=0, partition_on="id"), ingest.BadSource, "partitions=0"),
         (Manifest("http://host/list", format="xlsx"), ingest.BadSource, "txt, csv, jsonl"),
         (Manifest("nonsense"), ingest.BadSource, "no scheme"),

@@ -1,4 +1,4 @@
-"""A small real FTP server on loopback (RFC 959, 2428 and 3659: passive, MLSD, RETR, REST), with files in memory."""
+"""A small real FTP server on loopback (RFC 959, 2428, 3659: passive, MLSD, RETR, STOR, REST), with files in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class _Session(socketserver.StreamRequestHandler):
     timeout = 30
 
     def handle(self) -> None:
-        self.user, self.allowed, self.rest = "", False, 0
+        self.user, self.allowed, self.rest, self.renamed = "", False, 0, ""
         self.passive: socket.socket | None = None
         self.say("220 here")
         try:
@@ -53,6 +53,18 @@ class _Session(socketserver.StreamRequestHandler):
             self.listing(argument)
         elif verb == "RETR":
             self.retrieve(argument)
+        elif verb == "STOR":
+            self.store(argument)
+        elif verb == "MKD":
+            self.say(f'257 "{argument}"')  # folders are what is in them
+        elif verb == "DELE":
+            self.say("550 no such file" if ftp.files.pop("/" + argument.lstrip("/"), None) is None else "250 gone")
+        elif verb == "RNFR":
+            self.renamed = "/" + argument.lstrip("/")
+            self.say("350 to what?" if self.renamed in ftp.files else "550 no such file")
+        elif verb == "RNTO":
+            ftp.put("/" + argument.lstrip("/"), ftp.files.pop(self.renamed))
+            self.say("250 done")
         else:
             self.say("502 not here")
 
@@ -86,6 +98,18 @@ class _Session(socketserver.StreamRequestHandler):
             return self.say("550 no such file")
         offset, self.rest = self.rest, 0
         return self.transfer(data[offset:], ftp.cuts.get(path))
+
+    def store(self, path: str) -> None:
+        assert self.passive is not None
+        self.say("150 let it come")
+        offset, self.rest = self.rest, 0
+        path, data = "/" + path.lstrip("/"), b""
+        with self.passive, self.passive.accept()[0] as connection:
+            while block := connection.recv(1 << 16):
+                data += block
+        self.passive = None
+        self.server.ftp.put(path, self.server.ftp.files.get(path, b"")[:offset] + data)
+        self.say("226 that was it")
 
     def transfer(self, data: bytes, cut: int | None) -> None:
         assert self.passive is not None

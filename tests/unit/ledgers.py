@@ -10,7 +10,8 @@ from itertools import pairwise
 from ingest.ledger import Claim, NewUnit, Result, WorkLedger
 from ingest.ledger.redis import text
 from ingest.model import TERMINAL_JOB, TERMINAL_SHARD, Failure, FileRecord, FileSpec, JobOptions
-from ingest.settings import Retry, Settings
+from ingest.sections import Retry
+from ingest.settings import Settings
 from ingest.sources import Source
 
 QUEUE, PLANS = "ingest.fetch", "ingest.plan"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ingest.errors import EgressDenied
-from ingest.settings import Egress
+from ingest.sections import Egress
 from workers.egress import Policy, Trail, is_private, parse_address
 
 PUBLIC, PRIVATE = "93.184.215.14", "10.1.2.3"
@@ -16,6 +16,9 @@ PUBLIC, PRIVATE = "93.184.215.14", "10.1.2.3"
         ("0x7f000001", "127.0.0.1"),
         ("127.1", "127.0.0.1"), ("[::ffff:10.0.0.1]", "10.0.0.1"), ("::ffff:a9fe:a9fe", "169.254.169.254"),
         ("64:ff9b::7f00:1", "127.0.0.1"), ("2002:7f00:1::", "127.0.0.1"), ("fe80::1%eth0", "fe80::1"),
+        ("::127.0.0.1", "127.0.0.1"), ("::ffff:0:7f00:1", "127.0.0.1"), ("[::ffff:7f00:1]", "127.0.0.1"),
+        ("017700000001", "127.0.0.1"), ("0x7f.0x1", "127.0.0.1"), ("0", "0.0.0.0"), ("::", "::"),
+        ("169.254.43518", "169.254.169.254"), ("0xA9FEA9FE", "169.254.169.254"),
         ("[::1]", "::1"),
     ],
 )  # fmt: skip
@@ -34,7 +37,9 @@ def test_names_are_no_addresses(text: str) -> None:
         (PUBLIC, False), ("2606:2800:220:1::1", False), ("10.0.0.1", True), ("172.16.0.1", True),
         ("192.168.1.1", True),
         ("127.0.0.1", True), ("::1", True), ("fc00::1", True), ("100.64.0.1", True), ("0.0.0.0", True),
-        ("169.254.1.1", True),
+        ("169.254.1.1", True), ("fec0::1", True), ("64:ff9b:1::7f00:1", True), ("224.0.0.1", True), ("ff02::1", True),
+        ("::127.0.0.1", True), ("2001:0:4136:e378:8000:63bf:3fff:fdd2", True), ("255.255.255.255", True), ("::", True),
+        ("::93.184.215.14", False),
     ],
 )  # fmt: skip
 def test_private(text: str, private: bool) -> None:
@@ -83,6 +88,14 @@ def test_named_private_addresses(entry: str) -> None:
 @pytest.mark.parametrize("entry", ["corp", "data", "other.corp", "11.0.0.0/8", "::/0"])
 def test_other_names_do_not_help(entry: str) -> None:
     assert not allowed(PRIVATE, from_public=True, allow=(entry,))
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1.", "１２７.0.0.1", "localhost", "127.0.0.1.nip.example"])
+def test_what_only_a_resolver_makes_an_address_is_judged_when_connected(text: str) -> None:
+    trail = Trail(Policy(Egress(strict=True)), "http://a/")
+    trail.approach(text, proxied=False)
+    with pytest.raises(EgressDenied):
+        _visit(trail, "127.0.0.1")
 
 
 METADATA = ["169.254.169.254", "169.254.170.2", "fe80::1", "fd00:ec2::254", "100.100.100.200", "168.63.129.16"]

@@ -260,6 +260,28 @@ class TestLeases:
         assert claim(ledger).record.deaths == 0 and ledger.meta(job)["failed"] == "0"
         check(ledger, job)
 
+    def test_one_that_gets_further_from_death_to_death_is_not(self, ledger: WorkLedger) -> None:
+        submit(ledger, 1)
+        for n in range(DEATHS * 2):
+            work = claim(ledger, pid=f"{n}:1")
+            assert ledger.progress(work, 1, n << 20) == "ok"
+            ledger.beat("w1", INFO, [], [(work.unit, work.fence)])
+        assert state(ledger, work.unit) == "due"
+        for n in range(DEATHS - 1):  # as far as before, and no further
+            work = claim(ledger, pid=f"{n}:2")
+            assert ledger.progress(work, 1 << 30, (DEATHS * 2 - 1) << 20) == "ok"
+            ledger.beat("w1", INFO, [], [(work.unit, work.fence)])
+        assert state(ledger, work.unit) == "quarantined"
+
+    def test_attempts_are_counted_anew_after_one_that_got_further(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 1)
+        for anew, attempts in ((False, 1), (False, 2), (True, 0), (False, 1)):
+            work = claim(ledger)
+            assert ledger.back(work, 0, not anew, "reset", None, (), anew=anew).ok
+            assert claim(ledger).record.attempts == attempts
+            ledger.back(claim(ledger), 0, False, "", None, ())
+        assert ledger.meta(job)["retries"] == "4"
+
     def test_a_death_is_forgotten_once_the_unit_is_handed_back(self, ledger: WorkLedger) -> None:
         submit(ledger, 1)
         for n in range(DEATHS * 2):

@@ -14,6 +14,7 @@ from ingest.model import Failure, FileRecord, FileSpec, JobOptions, origin_of, s
 from ingest.record import Record, pack, unpack
 from ingest.sources import (
     DIGEST_HEX,
+    Api,
     Manifest,
     Source,
     Sql,
@@ -34,6 +35,7 @@ RECORDS: list[st.SearchStrategy[Record]] = [
     st.builds(Source, ODD_TEXT, MAYBE, st.none() | NUMBER, MAYBE),
     st.builds(Sql, ODD_TEXT, MAYBE, MAYBE, st.lists(TEXT, max_size=3).map(tuple), MAYBE, MAYBE, NUMBER, NUMBER),
     st.builds(Manifest, ODD_TEXT, MAYBE, MAYBE, ODD_TEXT),
+    st.builds(Api, ODD_TEXT, ODD_TEXT, body=st.none() | st.just({"a": [1]}), records=ODD_TEXT | st.just(("a.b", "c"))),
     st.builds(
         FileSpec,
         NUMBER,

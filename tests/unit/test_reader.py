@@ -12,7 +12,7 @@ from ingest.client.reader import JobReader, ShardLayout, describe
 from ingest.errors import NotLocalError, UnknownJob
 from ingest.ledger import Claim, JobLedger, Result, WorkLedger
 from ingest.model import FileSpec, JobOptions
-from ingest.settings import StoreLimits
+from ingest.sections import StoreLimits
 from ingest.store import Store
 from tests.servers.redis import redis_server
 from tests.unit.ledgers import PLANS, QUEUE, connect, done, expire, failed, plan, shards, submit

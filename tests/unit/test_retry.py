@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from ingest import errors
 from ingest.errors import DigestMismatch, FetchError, FetchTimeout, NodeUnfit, NotFound, Throttled, TransientFetchError
-from ingest.settings import Retry
-from workers.retry import UNFIT_DELAY_S, delay_s, is_final
+from ingest.sections import Retry
+from workers.retry import UNFIT_DELAY_S, delay_s, is_final, is_progress, not_yet
 
 URI = "https://host/a"
 TIMEOUT = FetchTimeout(URI, "no data for 30 s")
@@ -46,6 +46,15 @@ class TestDelay:
     def test_an_origin_that_did_not_say(self) -> None:
         assert delay_s(Retry(base_s=0.5), Throttled(URI, "503"), 1) <= 1.0
 
+    def test_an_origin_that_is_away_for_two_minutes_is_waited_for(self) -> None:
+        policy, error = Retry(), Throttled(URI, "503")
+        for _ in range(50):
+            waited, attempt = 0.0, 1
+            while not is_final(policy, error, attempt, None, waited, None):
+                waited += delay_s(policy, error, attempt)
+                attempt += 1
+            assert 120 < waited < 600 and attempt == 2 * policy.attempts
+
     def test_a_node_that_is_unfit_is_looked_at_again_soon(self) -> None:
         assert delay_s(Retry(), NodeUnfit(URI, "disk full"), 50) == UNFIT_DELAY_S
 
@@ -77,6 +86,13 @@ class TestFinal:
         assert [is_final(Retry(attempts=3), TIMEOUT, n, 5, 0, None) for n in (3, 4, 5)] == [False, False, True]
         assert is_final(Retry(), TIMEOUT, 1, 1, 0, None)
 
+    def test_an_origin_that_asks_for_patience_gets_more_unless_the_job_says_how_much(self) -> None:
+        error = Throttled(URI, "429")
+        assert [is_final(Retry(attempts=3), error, n, None, 0, None) for n in (3, 5, 6)] == [False, False, True]
+        assert is_final(Retry(attempts=3), error, 3, 3, 0, None) and is_final(
+            Retry(attempts=1), error, 1, None, 0, None
+        )
+
     def test_another_digest_twice_is_what_the_origin_has(self) -> None:
         error = make(DigestMismatch)
         assert [is_final(Retry(), error, n, None, 0, None) for n in (1, 2)] == [False, True]
@@ -86,3 +102,38 @@ class TestFinal:
     def test_an_unfit_node_is_not_the_sources_fault(self) -> None:
         assert not is_final(Retry(), NodeUnfit(URI, "disk full"), 10_000, 1, 0, None)
         assert is_final(Retry(), NotFound(URI, "404"), 1, None, 0, None)
+
+    def test_one_that_got_further_is_not_before_the_deadline(self) -> None:
+        for cls in transient():
+            error = make(cls)
+            assert isinstance(error, TransientFetchError)
+            error.progressed = True
+            assert is_final(Retry(), error, 10_000, 1, 0, None) == (error.max_attempts is not None)
+            assert is_final(Retry(), error, 1, None, Retry().deadline_s, None)
+
+
+@pytest.mark.parametrize(
+    ("advanced", "length", "far"),
+    [
+        (0, 100, False), (-5, 100, False), (9, 100, False), (10, 100, True), (1 << 20, 1 << 40, True),
+        ((1 << 20) - 1, 1 << 40, False), (1 << 20, None, True), ((1 << 20) - 1, None, False), (1, 5, True),
+    ],
+)  # fmt: skip
+def test_progress_is_a_mebibyte_or_a_tenth(advanced: int, length: int | None, far: bool) -> None:
+    assert is_progress(advanced, length) == far
+
+
+class TestNotYet:
+    def test_what_is_not_found_is_looked_for_so_long(self) -> None:
+        policy, missing = Retry(not_found_s=60), NotFound(URI, "404")
+        error = not_yet(policy, missing, 59)
+        assert isinstance(error, TransientFetchError) and "404" in error.reason and "60 s" in error.reason
+        assert not is_final(policy, error, 10_000, 1, 59, None)
+        assert not_yet(policy, missing, 60) is missing and not_yet(Retry(), missing, 0) is missing
+        assert not_yet(policy, TIMEOUT, 0) is TIMEOUT
+
+    def test_at_intervals_that_grow(self) -> None:
+        policy, missing = Retry(not_found_s=3600), NotFound(URI, "404")
+        for age, least, most in ((0, 0.25, 0.5), (40, 5, 10), (3000, 30, 60)):
+            error = not_yet(policy, missing, age)
+            assert isinstance(error, TransientFetchError) and least <= delay_s(policy, error, 1) <= most

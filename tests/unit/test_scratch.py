@@ -13,7 +13,7 @@ import pytest
 from ingest import digests
 from ingest.errors import TooLarge
 from ingest.model import FileSpec
-from ingest.settings import StoreLimits
+from ingest.sections import StoreLimits
 from ingest.store import Journal, Scratch, Store
 
 KEY, URI = "k" * 40, "https://host/a"
@@ -62,8 +62,11 @@ def test_the_next_attempt_goes_on_with_a_file_of_its_own(tmp_path: Path, last: b
 
 def test_the_one_that_came_furthest_is_taken_and_the_others_go(tmp_path: Path) -> None:
     for n, data in enumerate((b"123", b"12345678", b"1")):
-        (tmp_path / f"{KEY}.{n:012}.part").write_bytes(data)
-        (tmp_path / f"{KEY}.{n:012}.json").write_text(json.dumps({"validator": f"v{n}", "length": None}))
+        aside = tmp_path.parent / f"{tmp_path.name}-{n}"
+        aside.mkdir()
+        interrupted(aside, data, validator=f"v{n}", length=None)
+        for path in aside.iterdir():
+            path.rename(tmp_path / path.name)
     (tmp_path / f"{KEY}.{9:012}.json").write_text("{")  # its bytes are gone, and it is no JSON
     (tmp_path / f"{'o' * 40}.{9:012}.json").write_text("of another source")
     scratch = Scratch(tmp_path, KEY, URI)
@@ -72,7 +75,9 @@ def test_the_one_that_came_furthest_is_taken_and_the_others_go(tmp_path: Path) -
     scratch.close(discard=True)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "5", '{"validator": "v", "more": 1}', "{}", "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "5", '{"validator": "v", "ranges": 1}', "{}", "\udcff", '{"validator": "v", "length": 5}']
+)
 def test_a_damaged_journal_is_no_journal(tmp_path: Path, text: str) -> None:
     interrupted(tmp_path, b"12345")
     (journal,) = tmp_path.glob("*.json")
@@ -161,6 +166,41 @@ def test_two_at_once_never_touch_each_others_bytes(tmp_path: Path) -> None:
     assert len(paths) == 4 and len(set(paths)) == 1
     assert (store.root / paths[0]).read_bytes() == b"".join(bytes([n]) * 1000 for n in range(50))
     assert [*(tmp_path / "scratch").iterdir()] == []
+
+
+def test_what_nobody_writes_any_more_is_taken_over_and_what_somebody_may_write_is_copied(tmp_path: Path) -> None:
+    interrupted(tmp_path, b"12345")
+    (part,) = tmp_path.glob("*.part")
+    inode = part.stat().st_ino
+    scratch = Scratch(tmp_path, KEY, URI)
+    assert scratch.path.stat().st_ino == inode, "this kernel knows that nobody has it open"
+    scratch.close(discard=False)
+    with scratch.path.open("r+b"):
+        other = Scratch(tmp_path, KEY, URI)
+        assert other.path.stat().st_ino != inode and other.path.read_bytes() == b"12345"
+        assert scratch.path.exists(), "whoever has it open removes it himself"
+        other.close(discard=True)
+    again = Scratch(tmp_path, KEY, URI)
+    assert again.size == 5 and [*tmp_path.glob("*.part")] == [again.path]
+    again.close(discard=True)
+
+
+@pytest.mark.parametrize(("change", "believed"), [({}, True), ({"synced": True}, True), ({"synced": False}, False)])
+def test_what_another_boot_or_machine_left_counts_only_if_it_was_closed_in_order(
+    tmp_path: Path, change: dict[str, bool], believed: bool
+) -> None:
+    interrupted(tmp_path, b"12345")
+    (journal,) = tmp_path.glob("*.json")
+    inode = journal.with_suffix(".part").stat().st_ino
+    if change:
+        journal.write_text(json.dumps(json.loads(journal.read_text()) | change | {"writer": "another-boot 1"}))
+    scratch = Scratch(tmp_path, KEY, URI)
+    assert scratch.size == (5 if believed else 0)
+    assert not believed or (scratch.path.stat().st_ino == inode) == (not change), (
+        "another kernel's word on open files is not known"
+    )
+    scratch.close(discard=True)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_one_that_was_taken_for_dead_and_wakes_up_publishes_nothing_wrong(tmp_path: Path) -> None:

@@ -11,18 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.errors import ConfigError
-from ingest.settings import (
-    Connection,
-    Http,
-    Limits,
-    Retry,
-    Settings,
-    StoreLimits,
-    check_redis_url,
-    load,
-    rank_and_world,
-    redact,
-)
+from ingest.sections import Connection, Http, Limits, Retry, StoreLimits
+from ingest.settings import Settings, check_redis_url, load, rank_and_world, redact
 
 Load = Callable[..., Settings]
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ingest.errors import ConnectionLost, DigestMismatch, NodeUnfit, StoreError, TooLarge, Truncated
 from ingest.model import FileSpec
-from ingest.settings import StoreLimits
+from ingest.sections import StoreLimits
 from ingest.store import Store, Stored
 from ingest.store.audit import records, sweep_scratch, usage, verify
 from ingest.store.layout import inside, source_dir, version_dir, write_atomic

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,6 +89,12 @@ class TestCutting:
         units = cut([Source("https://h/{00000000..99999999}")], None)
         assert len(next(units).files) == 256
 
+    def test_mirrors_and_checksums_go_along(self) -> None:
+        given = Source("https://h/a", mirrors=["https://m/a", "s3://b/a"], checksums="beside")  # type: ignore[arg-type]
+        ((spec,),) = (unit.files for unit in cut([given], None))
+        assert (spec.mirrors, spec.checksums) == (("https://m/a", "s3://b/a"), "beside")
+        assert FileSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
 
 class TestBraces:
     @pytest.mark.parametrize(
@@ -138,8 +146,20 @@ REFUSED: list[tuple[AnySource, str]] = [
     (Sql("", table="t"), "name the connection"),
     (Sql("lake", table="t", partition_on="id", partitions=0), "partitions=0"),
     (Sql("lake", table="t", partition_on="id", partitions=100_001), "100001"),
-    (Sql("lake", table="t", partitions=2), "partition_on="),
+    (Sql("lake", query="q", partitions=2), "partition_on="),
     (Sql("lake", table="t", row_group_rows=0), "row_group_rows=0"),
+    (Sql("lake", table="t", file_bytes=0), "file_bytes=0"),
+    (Sql("lake", table="t", order_by="id"), "must be columns"),  # type: ignore[arg-type]
+    (Sql("lake", table="t", order_by=(" ",)), "must be columns"),
+    (Source("https://h/{0..1}", mirrors=("https://m/a",)), "one file"),
+    (Source("s3://b/*.tar", mirrors=("https://m/a",)), "one file"),
+    (Source("https://h/a", mirrors=("https://m/{0..1}",)), "https://m/{0..1} is a range"),
+    (Source("https://h/a", mirrors=("https://m/a", "s3://b/x/")), "s3://b/x/ is a range or pattern"),
+    (Source("https://h/a", mirrors=("https://u:p@m/a",)), "password"),
+    (Source("https://h/a", mirrors=("nonsense",)), "scheme"),
+    (Source("https://h/a", mirrors=("nope://m/a",)), "'nope' is unknown"),
+    (Source("https://h/a", mirrors="https://m/a"), "list of URIs"),  # type: ignore[arg-type]
+    (Source("s3://b/a", version="v", mirrors=("https://m/a",)), "version="),
 ]
 
 
@@ -160,6 +180,7 @@ def test_refused_where_the_user_is(source: AnySource, reason: str) -> None:
         Source("file:///data/"),
         Source("memory://a"),
         Source("HTTPS://h/a"),
+        Source("https://h/a", mirrors=("s3://b/a", "file:///data/a", "https://m/a?x=1")),
         SQL,
         Manifest("https://h/m", "csv"),
         Sql("lake", query="select 1", partition_on="id", partitions=100_000),

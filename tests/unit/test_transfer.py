@@ -8,7 +8,8 @@ import pytest
 
 from ingest.errors import EgressDenied, PermanentFetchError
 from ingest.model import FileSpec, JobOptions
-from ingest.settings import Connection, Settings, StoreLimits
+from ingest.sections import Connection, StoreLimits
+from ingest.settings import Settings
 from ingest.store import Store
 from workers.node import Node
 from workers.transfer import Transfer
@@ -18,6 +19,8 @@ class Quiet:
     """A control that never interrupts."""
 
     def advance(self, size_bytes: int) -> None: ...
+
+    def resumed(self, size_bytes: int) -> None: ...
 
 
 def transfer(
@@ -70,7 +73,7 @@ def test_into_stays_within_the_files_roots(tmp_path: Path) -> None:
     ):
         t = transfer(tmp_path, into, (str(root),))
         if fine:
-            assert t.fetch(spec(f"file://{source}")).into == str(into / "x.txt")
+            assert t.fetch(spec(f"file://{source}"))[0].into == str(into / "x.txt")
         else:
             with pytest.raises(EgressDenied, match=r"\[files\] roots"):
                 t.fetch(spec(f"file://{source}"))

@@ -13,6 +13,10 @@ REGISTRY = {
     "http": "workers.fetchers.http:HttpFetcher",
     "https": "workers.fetchers.http:HttpFetcher",
     "s3": "workers.fetchers.s3:S3Fetcher",
+    "gs": "workers.fetchers.s3:CloudFetcher",
+    "gcs": "workers.fetchers.s3:CloudFetcher",
+    "az": "workers.fetchers.s3:CloudFetcher",
+    "api": "workers.fetchers.api:ApiFetcher",
     "sql": "workers.fetchers.sql:SqlFetcher",
 }
 FALLBACK = "workers.fetchers.fs:FsFetcher"

@@ -1,5 +1,5 @@
 """What a fetcher is: it moves one file into a scratch file, or lists the files under a source. No fetcher imports
-another.
+another; an API's shares the connections of HTTP.
 
 A fetcher translates every error of its client library into :mod:`ingest.errors`, once, here at the edge: transient ones
 are retried by the ledger, permanent ones fail the file now. The client library's own retries are off.
@@ -12,19 +12,21 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ingest.model import FileSpec
-from ingest.settings import Connection, Settings
+from ingest.sections import Connection
+from ingest.settings import Settings
 from ingest.sources import AnySource
 from ingest.store.scratch import Scratch
 
 
 class Interrupted(Exception):
     """The work is to stop now, by no fault of the source. ``why``: ``cancelled``, ``lost`` (the lease), ``slice``
-    (time is up), ``stopping`` (the worker shuts down). ``wasted``: what had come of this file cannot be continued.
-    Fetchers let it pass."""
+    (time is up), ``stopping`` (the worker shuts down), ``snapshot`` (the moment at which to read is not there yet).
+    ``wasted``: what had come of this file cannot be continued; ``reason``: more of it, for a person. Fetchers let it
+    pass."""
 
-    def __init__(self, why: str, *, wasted: bool = False) -> None:
+    def __init__(self, why: str, *, wasted: bool = False, reason: str = "") -> None:
         super().__init__(why)
-        self.why, self.wasted = why, wasted
+        self.why, self.wasted, self.reason = why, wasted, reason
 
 
 @dataclass(frozen=True)
@@ -43,21 +45,26 @@ class Fetched:
 
     ``validator`` is what a later conditional request sends (ETag or Last-Modified, as the origin wrote it);
     ``name`` is a better base name than the URI's (Content-Disposition); ``samples`` is known to the writer of a
-    Parquet file.
+    Parquet file; ``mirror`` is the URI that it came from, where that is not the source's own.
     """
 
     version: str | None = None
     validator: str | None = None
     name: str | None = None
     samples: int | None = None
+    mirror: str | None = None
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a fetcher may use beside the file itself. ``connection`` is the profile, already resolved, or None."""
+    """What a fetcher may use beside the file itself. ``connection`` is the profile, already resolved, or None.
+    ``moment`` is what a database is to be read at, see :mod:`workers.snapshots`; None where any will do. ``after`` is
+    the URI up to which a listing is known: what sorts before it need not be listed, but may be."""
 
     settings: Settings
     connection: Connection | None = None
+    moment: str | None = None
+    after: str | None = None
 
     def value(self, key: str, default: Any = None) -> Any:
         return self.connection.get(key, default) if self.connection else default

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,21 +18,28 @@ from ingest.dataset.formats.streams import naming, open_plain
 
 _BLOCK = 512
 _NAME_BYTES = 1 << 20  # a name or pax header beyond this is a damaged one
+_MOST_KEYS = 1000
 _SKIP_BYTES = 1 << 20
 _CUT = "the archive is cut off in the middle of a member"
 _REGULAR = frozenset(b"0\x007")
+_FOLDER = ord("5"), ord("D")  # D: GNU's incremental ones
 _NO_BODY = frozenset(b"123456")  # links, devices, directories, fifos: their size field counts no blocks
 
 
-class _Broken(Exception):
+class Broken(Exception):
     """Not a tar, or not a whole one. Named and raised again as a DataError by those who know the file."""
 
 
 class Members:
-    """The regular members of an archive, as ``(name, size)``; ``read()`` gives the body of the one just seen."""
+    """The regular members of an archive, as ``(name, size)``; ``read()`` gives the body of the one just seen.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    ``special`` is told the kind and name of what is neither a regular file nor a folder. ``ended``: the archive's own
+    end has been seen, and not only the file's. Raises :class:`Broken`.
+    """
+
+    def __init__(self, file: BinaryIO, special: Callable[[int, str], None] | None = None) -> None:
+        self._file, self._special = file, special
+        self.ended = False
         # Seeking is free only in a file on disk, not in one that is unpacked on the way.
         self._end = os.fstat(file.fileno()).st_size if isinstance(getattr(file, "raw", None), io.FileIO) else None
         self._body = self._padding = 0  # of the current member, not read yet
@@ -45,6 +52,7 @@ class Members:
             self._skip()
             header = self._file.read(_BLOCK)
             if (not header and not first) or header.count(0) == _BLOCK:
+                self.ended = bool(header)
                 return
             first = False
             kind, name, size = _parse(header)
@@ -56,32 +64,45 @@ class Members:
                     pax = {**self._global, **_pax(text)}
                 elif kind == ord("g"):
                     self._global.update(_pax(text))
+                    if len(self._global) > _MOST_KEYS:
+                        raise Broken("more pax headers for all members than there are kinds of")
                     pax = {**self._global, **pax}
                 continue
             if any(key.startswith("GNU.sparse") for key in pax) or kind == ord("S"):
-                raise _Broken(f"{name!r} is a sparse member, which is not supported")
+                raise Broken(f"{name!r} is a sparse member, which is not supported")
             size = _decimal(pax.get("size"), size)
             name = pax.get("path") or long_name or name
             long_name, pax = "", dict(self._global)
             self._open_body(0 if kind in _NO_BODY else size)
             if kind in _REGULAR and not name.endswith("/"):  # a trailing slash is how version 7 wrote a directory
                 yield name, size
+            elif self._special and kind not in _FOLDER and kind not in _REGULAR:
+                self._special(kind, name)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body of the one just seen, for those that are too large to be held."""
+        while self._body:
+            piece = self._file.read(min(self._body, _SKIP_BYTES))
+            if not piece:
+                raise Broken(_CUT)
+            self._body -= len(piece)
+            yield piece
 
     def read(self) -> bytes:
         data = self._file.read(self._body)
         if len(data) < self._body:
-            raise _Broken(_CUT)
+            raise Broken(_CUT)
         self._body = 0
         return data
 
     def _open_body(self, size: int) -> None:
         self._body, self._padding = size, -size % _BLOCK
         if self._end is not None and self._file.tell() + size > self._end:
-            raise _Broken(_CUT)
+            raise Broken(_CUT)
 
     def _header_body(self, size: int) -> bytes:
         if size > _NAME_BYTES:
-            raise _Broken(f"a header of {size} bytes")
+            raise Broken(f"a header of {size} bytes")
         self._open_body(size)
         return self.read()
 
@@ -94,7 +115,7 @@ class Members:
             while self._body:
                 skipped = len(self._file.read(min(self._body, _SKIP_BYTES)))
                 if not skipped:
-                    raise _Broken(_CUT)
+                    raise Broken(_CUT)
                 self._body -= skipped
             self._file.read(self._padding)
         self._body = self._padding = 0
@@ -111,27 +132,27 @@ def _number(field: bytes) -> int:
     try:
         return int(field.strip(b" \0") or b"0", 8)
     except ValueError:
-        raise _Broken("a number in a header is not one: no tar file, or a damaged one") from None
+        raise Broken("a number in a header is not one: no tar file, or a damaged one") from None
 
 
 def _decimal(text: str | None, default: int) -> int:
     if text is None:
         return default
     if not text.isascii() or not text.isdigit():
-        raise _Broken(f"a pax size of {text[:20]!r}")
+        raise Broken(f"a pax size of {text[:20]!r}")
     return int(text)
 
 
 def _parse(header: bytes) -> tuple[int, str, int]:
     """Type flag, name and size of a header block whose checksum is right."""
     if len(header) < _BLOCK:
-        raise _Broken(f"a header of {len(header)} bytes where there must be {_BLOCK}: no tar file, or one cut off")
+        raise Broken(f"a header of {len(header)} bytes where there must be {_BLOCK}: no tar file, or one cut off")
     found = sum(header) - sum(header[148:156]) + 8 * ord(" ")
     if found != _number(header[148:156]):
-        raise _Broken("the checksum of a header is wrong: no tar file, or a damaged one")
+        raise Broken("the checksum of a header is wrong: no tar file, or a damaged one")
     size = _number(header[124:136])
     if size < 0:
-        raise _Broken("a negative size")
+        raise Broken("a negative size")
     name = _text(header[:100].partition(b"\0")[0])
     if header[257:263] == b"ustar\0" and header[345]:
         name = _text(header[345:500].partition(b"\0")[0]) + "/" + name
@@ -144,7 +165,7 @@ def _pax(text: bytes) -> dict[str, str]:
     while text.strip(b"\0"):
         digits, _, _ = text.partition(b" ")
         if not digits.isdigit() or not 4 < int(digits) <= len(text):
-            raise _Broken("a pax header that makes no sense")
+            raise Broken("a pax header that makes no sense")
         record, text = text[len(digits) + 1 : int(digits) - 1], text[int(digits) :]
         key, _, value = record.partition(b"=")
         out[_text(key)] = _text(value)
@@ -170,7 +191,7 @@ def read(path: Path, source: str, columns: Sequence[str] | None = None) -> Itera
                 member = next(found, None)
                 place = split(member[0]) if member else None
                 data = members.read() if place else b""
-            except (_Broken, OSError, EOFError, ValueError) as error:
+            except (Broken, OSError, EOFError, ValueError) as error:
                 after = f"after sample {sample['__key__']!r}" if sample else "at its start"
                 raise damaged(path, source, after, error) from error
             if sample and (member is None or (place and place[0] != sample["__key__"])):
@@ -192,7 +213,7 @@ def count(path: Path) -> int:
         try:
             keys = (place[0] for name, _ in Members(file) if (place := split(name)))
             return sum(1 for _ in groupby(keys))
-        except _Broken as error:
+        except Broken as error:
             raise damaged(path, path.name, "headers", error) from error
 
 

@@ -18,6 +18,7 @@ class FakeLayout(NamedTuple):
     source: int
     part: int
     files: int
+    packed: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import fsspec
+from billiard.exceptions import SoftTimeLimitExceeded
 from fsspec.asyn import AsyncFileSystem
 from fsspec.core import url_to_fs
 from fsspec.registry import get_filesystem_class, known_implementations
@@ -68,8 +69,8 @@ class FsFetcher:
         """See :class:`~workers.fetchers.base.Fetcher`. Profile key: ``options``, the filesystem's own arguments."""
         if _scheme(spec.uri) in _LOCAL:
             return _fetch_file(spec, scratch, known, context)
-        with _edge(spec.uri, context):
-            fs, path = _filesystem(spec.uri, context)
+        with edge(spec.uri, context):
+            fs, path = filesystem(spec.uri, context)
             return _fetch_remote(fs, path, spec, scratch, known)
 
     def expand(self, source: AnySource, context: Context) -> Iterator[FileSpec]:
@@ -80,10 +81,10 @@ class FsFetcher:
                 uri = files.uri_of(path)
                 yield FileSpec(0, part, uri, None, size, source.connection, name, version)
             return
-        with _edge(source.uri, context):
-            found_files = _list(*_filesystem(source.uri, context), source.uri)
+        with edge(source.uri, context):
+            found_files = _list(*filesystem(source.uri, context), source.uri)
         for part, (uri, name, info) in enumerate(found_files):
-            yield FileSpec(0, part, uri, None, _size(info), source.connection, name, _version(info))
+            yield FileSpec(0, part, uri, None, size_of(info), source.connection, name, _version(info))
 
 
 def _fetch_file(spec: FileSpec, scratch: Scratch, known: Known | None, context: Context) -> Fetched | None:
@@ -92,16 +93,14 @@ def _fetch_file(spec: FileSpec, scratch: Scratch, known: Known | None, context: 
         version = files.version_of(before)
         if known and known.version == version:
             return None
+        _check_version(spec, version)
         _check_size(spec, before.st_size)
         _restart(scratch)
-        while scratch.size <= before.st_size:  # a file that grows as fast as it is read has no end
-            try:
-                block = file.read(_READ_BYTES)
-            except OSError as error:
-                raise files.file_error(spec.uri, error) from error
-            if not block:
-                break
-            scratch.write(block)
+        scratch.announce(before.st_size)
+        if files.share(file.fileno(), scratch, link=context.settings.file_link):
+            scratch.came(scratch.size)
+        else:
+            _copy_file(spec, scratch, file, before.st_size)
         if files.version_of(os.fstat(file.fileno())) != version:
             raise SourceChanged(spec.uri, "the file was written to while it was read")
     if scratch.size != before.st_size:
@@ -109,14 +108,26 @@ def _fetch_file(spec: FileSpec, scratch: Scratch, known: Known | None, context: 
     return Fetched(version=version, validator=version)
 
 
+def _copy_file(spec: FileSpec, scratch: Scratch, file: BinaryIO, size: int) -> None:
+    while scratch.size <= size:  # a file that grows as fast as it is read has no end
+        try:
+            block = file.read(_READ_BYTES)
+        except OSError as error:
+            raise files.file_error(spec.uri, error) from error
+        if not block:
+            break
+        scratch.write(block)
+
+
 def _fetch_remote(fs: Any, path: str, spec: FileSpec, scratch: Scratch, known: Known | None) -> Fetched | None:
-    before = _info(fs, path)
+    before = info_of(fs, path)
     if before.get("type") == "directory":
         raise BadResponse(spec.uri, "a folder, not a file; end it with / for all below it")
     version = _version(before)
     if known and version and known.version == version:
         return None
-    size = _size(before)
+    size = size_of(before)
+    _check_version(spec, version)
     _check_size(spec, size)
     _restart(scratch)
     if _scheme(spec.uri) == "ftp":
@@ -125,7 +136,7 @@ def _fetch_remote(fs: Any, path: str, spec: FileSpec, scratch: Scratch, known: K
         with fs.open(path, "rb", block_size=_BLOCK_BYTES, cache_type="readahead") as file:
             while block := file.read(_READ_BYTES):
                 _write(scratch, block)
-    if _version(_info(fs, path)) != version:
+    if _version(info_of(fs, path)) != version:
         raise SourceChanged(spec.uri, "it changed at the origin while it was read")
     if size is not None and scratch.size != size:
         raise Truncated(spec.uri, f"{scratch.size} of {size} bytes came")
@@ -175,6 +186,11 @@ def _check_size(spec: FileSpec, size: int | None) -> None:
         raise BadResponse(spec.uri, f"it has {size} bytes, {spec.size} were expected; nothing was read")
 
 
+def _check_version(spec: FileSpec, version: str | None) -> None:
+    if spec.version is not None and version is not None and spec.version != version:
+        raise SourceChanged(spec.uri, "it changed after it was listed")
+
+
 def _list(fs: Any, path: str, uri: str) -> list[tuple[str, str, Mapping[str, Any]]]:
     """(URI, relative name, info) of each file, by path."""
     fs.invalidate_cache()
@@ -215,7 +231,7 @@ def _overrides_find(fs: Any) -> bool:
     return type(fs).find is not fsspec.AbstractFileSystem.find
 
 
-def _filesystem(uri: str, context: Context) -> tuple[Any, str]:
+def filesystem(uri: str, context: Context) -> tuple[Any, str]:
     """The filesystem that the URI and the profile lead to, and the path in it."""
     scheme = _scheme(uri)
     if "::" in uri or scheme in _REFUSED:
@@ -257,13 +273,13 @@ def missing_packages(scheme: str) -> str:
     return str((words + quoted + [known.get("class", scheme).partition(".")[0]])[0])
 
 
-def _info(fs: Any, path: str) -> dict[str, Any]:
+def info_of(fs: Any, path: str) -> dict[str, Any]:
     fs.invalidate_cache()  # or the answer is as old as the last listing
     info: dict[str, Any] = fs.info(path)
     return info
 
 
-def _size(info: Mapping[str, Any]) -> int | None:
+def size_of(info: Mapping[str, Any]) -> int | None:
     size = info.get("size")
     return int(size) if size is not None else None
 
@@ -274,7 +290,7 @@ def _version(info: Mapping[str, Any]) -> str | None:
         if info.get(key):
             return str(info[key])
     time = next((info[key] for key in _TIMES if info.get(key)), None)
-    return None if time is None else f"{time}-{_size(info)}"
+    return None if time is None else f"{time}-{size_of(info)}"
 
 
 def _scheme(uri: str) -> str:
@@ -282,11 +298,11 @@ def _scheme(uri: str) -> str:
 
 
 @contextmanager
-def _edge(uri: str, context: Context) -> Iterator[None]:
+def edge(uri: str, context: Context) -> Iterator[None]:
     """What any filesystem raises becomes one of ours; what is ours passes through."""
     try:
         yield
-    except (FetchError, Interrupted):
+    except (FetchError, Interrupted, SoftTimeLimitExceeded):
         raise
     except _Ours as error:
         raise error.__cause__ or error from None

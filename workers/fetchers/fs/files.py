@@ -8,6 +8,7 @@ before two hexadecimal digits has to be written ``%25``, and a literal ``*``, ``
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import stat
@@ -18,7 +19,10 @@ from typing import BinaryIO
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from ingest.errors import AccessDenied, BadResponse, EgressDenied, FetchError, NodeUnfit, NotFound, NothingMatched
+from ingest.store.scratch import Scratch
 
+#: ioctl_ficlone(2), as most machines number it. Where it is another, the kernel refuses, and the file is copied.
+_FICLONE = 0x40049409
 _MAGIC = re.compile(r"[*?\[]")
 _ESCAPED_MAGIC = re.compile(r"%(2A|3F|5B)", re.IGNORECASE)
 #: What a reader of a URI would take for something else, or a glob for a pattern, is escaped; these are not.
@@ -61,6 +65,39 @@ def open_file(uri: str, roots: tuple[str, ...]) -> BinaryIO:
         raise
     os.set_blocking(fd, True)
     return file
+
+
+def share(file: int, scratch: Scratch, *, link: bool) -> bool:
+    """Make the scratch the open file, without moving a byte, where the filesystem can. Whether it could.
+
+    A reflink shares blocks until one of the two is written to, so what is in the store stays as it is. With a hard link
+    (``link``) the two are one: whoever writes to the file in place changes what is in the store.
+    """
+    try:
+        with open(scratch.path, "r+b") as target:
+            fcntl.ioctl(target.fileno(), _FICLONE, file)
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
+            raise
+        return link and _hard_link(file, scratch)
+    scratch.adopt()
+    return True
+
+
+def _hard_link(file: int, scratch: Scratch) -> bool:
+    beside = scratch.path.with_suffix(".link")
+    try:
+        # What is open, not what has its name by now. Only with a folder's descriptor does Python follow that link.
+        os.link(f"/proc/self/fd/{file}", beside, src_dir_fd=file, follow_symlinks=True)
+    except OSError:  # another filesystem, or not ours to link
+        return False
+    try:
+        if not os.access(beside, os.W_OK):
+            return False
+        scratch.replace(beside)
+        return True
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def listing(uri: str, roots: tuple[str, ...]) -> Iterator[tuple[str, str, os.stat_result | None]]:

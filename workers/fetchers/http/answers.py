@@ -31,24 +31,45 @@ from ingest.errors import (
     Truncated,
 )
 from ingest.names import safe_name
-from ingest.settings import Limits
+from ingest.sections import Limits
 
 Headers = Mapping[str, str]
 
-_RANGE = re.compile(r"\s*bytes\s+(?:(\d+)-(\d+)|\*)/(\d+|\*)\s*", re.ASCII | re.IGNORECASE)
+#: No file has more bytes than 19 digits can say; a longer number is nonsense, and slow to read.
+_RANGE = re.compile(r"\s*bytes\s+(?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)\s*", re.ASCII | re.IGNORECASE)
+_LENGTH = re.compile(r"\d{1,19}", re.ASCII)
 _EXTENDED_NAME = re.compile(r";\s*filename\*\s*=\s*([\w-]+)'[^']*'([^;\s]+)", re.IGNORECASE)
+#: The charsets that RFC 8187 §3.2.1 names; Python's other codecs do stranger things than decode.
+_CHARSETS = {"utf-8", "iso-8859-1", "us-ascii"}
 _PLAIN_NAME = re.compile(r';\s*filename\s*=\s*(?:"((?:\\.|[^"\\])*)"|([^;\s]+))', re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+#: A larger number of seconds is a time since 1970, one that is 1000 times as large is that in milliseconds.
+_EPOCH = 1_000_000_000
+_PARAMETER = re.compile(r"[;,\s]([a-z]+)\s*=\s*(\d{1,15})(?![\d.])", re.ASCII | re.IGNORECASE)
+
+
+class Malformed(http.client.HTTPException):
+    """An answer that breaks the rules of HTTP. Its text is ours, fit to be shown."""
+
+
+class Damaged(Malformed):
+    """A body that breaks them: it may come whole another time."""
 
 
 def strong_etag(headers: Headers) -> str | None:
     """The ETag, if it promises that the bytes are the same (RFC 9110 §8.8.1)."""
-    tag = headers.get("ETag", "").strip()
+    tag = _sendable(headers.get("ETag", ""))
     return tag if len(tag) >= 2 and tag[0] == tag[-1] == '"' else None
 
 
 def validator(headers: Headers) -> str | None:
     """What a later conditional request may send: the ETag, weak or strong, else the date of the last change."""
-    return headers.get("ETag", "").strip() or headers.get("Last-Modified", "").strip() or None
+    return _sendable(headers.get("ETag", "")) or _sendable(headers.get("Last-Modified", "")) or None
+
+
+def _sendable(text: str) -> str:
+    """What may be sent back in a header of ours; "" for what may not."""
+    return "" if _CONTROL.search(text.strip()) else text.strip()
 
 
 def conditional(known: str | None) -> dict[str, str]:
@@ -67,7 +88,7 @@ def content_length(uri: str, headers: Headers) -> int | None:
         return None
     lengths = {part.strip() for part in text.split(",")}  # RFC 9110 §8.6: a list of equal values is one value
     length = lengths.pop()
-    if lengths or not (length.isascii() and length.isdigit()):
+    if lengths or not _LENGTH.fullmatch(length):
         raise BadResponse(uri, f"a Content-Length that makes no sense: {text[:40]!r}")
     return int(length)
 
@@ -91,14 +112,53 @@ def retry_after_s(headers: Headers, now: datetime | None = None) -> float | None
     return seconds if seconds > 0 else None
 
 
+def rate_limit_reset_s(headers: Headers, now: datetime | None = None) -> float | None:
+    """Seconds until a used-up rate limit opens again, by the headers that say so; None while something is left of it.
+
+    ``RateLimit: "name";r=0;t=30`` with ``RateLimit-Policy: "name";q=100;w=60`` (draft-ietf-httpapi-ratelimit-headers),
+    its earlier form ``limit=100, remaining=0, reset=30``, and ``(X-)RateLimit-Remaining`` and ``-Reset``, whose number
+    is of seconds or a time since 1970.
+    """
+    waits = []
+    windows = {_policy(part): _parameters(part).get("w") for part in headers.get("RateLimit-Policy", "").split(",")}
+    for part in headers.get("RateLimit", "").split(","):
+        found = _parameters(part)
+        if found.get("r") == 0:
+            waits.append(found.get("t", windows.get(_policy(part))))
+    early = _parameters("," + headers.get("RateLimit", ""))
+    if early.get("remaining") == 0:
+        waits.append(early.get("reset"))
+    for prefix in ("RateLimit", "X-RateLimit", "X-Rate-Limit"):
+        left, reset = (headers.get(f"{prefix}-{name}", "").strip() for name in ("Remaining", "Reset"))
+        if reset.isascii() and reset.isdigit() and len(reset) <= 15 and left.strip("0.") == "":
+            waits.append(int(reset))
+    known = [_from_now(wait, now) for wait in waits if wait is not None]
+    return max((wait for wait in known if wait > 0), default=None)
+
+
+def _policy(part: str) -> str:
+    return part.partition(";")[0].strip(' "')
+
+
+def _parameters(part: str) -> dict[str, int]:
+    return {name.lower(): int(number) for name, number in _PARAMETER.findall(part)}
+
+
+def _from_now(number: int, now: datetime | None) -> float:
+    if number < _EPOCH:
+        return float(number)
+    since_1970 = number / 1000 if number >= 1000 * _EPOCH else number
+    return since_1970 - (now or datetime.now(UTC)).timestamp()
+
+
 def disposition_name(headers: Headers) -> str | None:
     """A safe base name from ``Content-Disposition`` (RFC 6266): the extended form first; of a path, the last part."""
     text = headers.get("Content-Disposition", "")
     name = ""
     if found := _EXTENDED_NAME.search(text):
         try:
-            name = unquote_to_bytes(found[2]).decode(found[1])
-        except (LookupError, UnicodeDecodeError):
+            name = unquote_to_bytes(found[2]).decode(found[1]) if found[1].lower() in _CHARSETS else ""
+        except UnicodeDecodeError:
             name = ""
     if not name and (found := _PLAIN_NAME.search(text)):
         name = re.sub(r"\\(.)", r"\1", found[1]) if found[1] is not None else found[2]
@@ -111,15 +171,19 @@ def disposition_name(headers: Headers) -> str | None:
 def status_error(uri: str, status: int, headers: Headers, profile: str | None) -> FetchError:
     """The error for an answer that is not the file. ``profile``: the connection whose credentials were sent."""
     said = f"the server answered {status} {_phrase(status)}".rstrip()
+    # GitHub and its like say 403 for a rate limit that is used up.
+    used_up = status == 403 and headers.get("X-RateLimit-Remaining", "").strip() == "0"
+    if status in {429, 503} or used_up:
+        after = retry_after_s(headers)
+        return Throttled(uri, said, after if after is not None else rate_limit_reset_s(headers))
     if status in {401, 403, 407}:
         cure = f"check [connections.{profile}]" if profile else "put its credentials under [connections.NAME]"
         return AccessDenied(uri, f"{said}; {cure} in ingest.toml on the data node")
     if status in {404, 410}:
         return NotFound(uri, said)
-    if status in {429, 503}:
-        return Throttled(uri, said, retry_after_s(headers))
     if status in {202, 408, 425} or 500 <= status < 600:
-        return OriginUnavailable(uri, said)
+        after = retry_after_s(headers)
+        return Throttled(uri, said, after) if after is not None else OriginUnavailable(uri, said)
     if status == 451:
         return BadResponse(uri, f"{said}: it may not be had for legal reasons")
     return BadResponse(uri, f"{said}, which is no answer to a request for the whole file")
@@ -139,6 +203,9 @@ def client_error(uri: str, error: BaseException, limits: Limits) -> FetchError:
             f'the server\'s TLS certificate is not trusted ({why}); for a private CA, set verify = "/path/ca.pem" '
             "under [connections.NAME] in ingest.toml on the data node",
         )
+    if broken := among(Malformed):
+        kind = Truncated if isinstance(broken, Damaged) else BadResponse
+        return kind(uri, str(broken))
     if among(socket.gaierror):
         return ConnectionLost(uri, "the host's name did not resolve")
     if refused := among(ConnectionError):
@@ -149,6 +216,8 @@ def client_error(uri: str, error: BaseException, limits: Limits) -> FetchError:
         return FetchTimeout(uri, f"next to no data for {limits.stall_s:g} s")
     if among(http.client.IncompleteRead):
         return Truncated(uri, "the connection ended before the body did")
+    if among(http.client.LineTooLong):
+        return BadResponse(uri, "a header line of more than 64 KiB")
     if among(ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError):
         return ConnectionLost(uri, "the TLS connection was cut off")
     if found := among(ssl.SSLError):

@@ -1,49 +1,35 @@
 """From a profile to S3 clients: obstore for the bytes, botocore for listings and for keys that obstore cannot say.
 
-Both are made from one frozen :class:`Profile`, and their errors become ours here. What is asked of S3 is in
-:mod:`workers.fetchers.s3`.
+Both are made from one frozen :class:`Profile`. Which region a bucket turned out to be in is remembered here.
 """
 
 from __future__ import annotations
 
-import re
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ingest.errors import (
-    AccessDenied,
-    BadResponse,
-    ConnectionLost,
-    FetchError,
-    FetchTimeout,
-    MissingExtra,
-    NotFound,
-    OriginUnavailable,
-    SourceChanged,
-    Throttled,
-    Truncated,
-)
 from workers.fetchers.base import Context
+from workers.fetchers.s3.answers import Answer
+from workers.fetchers.s3.objects import Policy
 
 if TYPE_CHECKING:
     from obstore.store import S3Credential, S3Store
 
-EXTRA = "ingest[s3]"
 DEFAULT_REGION = "us-east-1"
 #: How long obstore may use credentials before it asks again; botocore renews expiring ones 15 minutes ahead.
 _CREDENTIAL_TTL = timedelta(minutes=10)
 
+#: A range may take so many times ``stall_s``: 8 MB in 5 minutes.
+RANGE_STALLS = 5
 #: botocore's sessions may not make two clients at once.
 _making = threading.RLock()
-
-_STATUS = re.compile(r"status code: (\d{3})")
-_CODE = re.compile(r"<Code>([A-Za-z0-9_.]{1,64})</Code>")
-_REGION = re.compile(r"<Region>([a-z0-9-]{1,32})</Region>")
-_KIND = re.compile(r"HttpError \{\s+kind: (\w+)")
+#: (profile, bucket) → the region that S3 said it is in. Bounded by forgetting it all: it is learnt again.
+_regions: dict[tuple[Profile, str], str] = {}
+_MOST_REGIONS = 4096
 
 
 @dataclass(frozen=True)
@@ -59,6 +45,7 @@ class Profile:
     profile: str | None = None
     path_style: bool | None = None
     requester_pays: bool = False
+    checksums: Policy = True
     connect_s: float = 10.0
     stall_s: float = 60.0
     soft_s: float = 900.0
@@ -72,6 +59,7 @@ class Profile:
             endpoint=str(context.value("endpoint") or "").rstrip("/") or None,
             anonymous=bool(context.value("anonymous", False)),
             requester_pays=bool(context.value("requester_pays", False)),
+            checksums=checksums_of(context),
             path_style=None if path_style is None else bool(path_style),
             connect_s=limits.connect_s,
             stall_s=limits.stall_s,
@@ -80,9 +68,48 @@ class Profile:
         )
 
     @property
-    def by_path(self) -> bool:
-        """``endpoint/bucket/key``, not ``bucket.endpoint/key``: what most servers beside Amazon's know."""
-        return self.endpoint is not None if self.path_style is None else self.path_style
+    def addressing(self) -> str:
+        """In botocore's words. Most servers beside Amazon's know only ``endpoint/bucket/key``."""
+        if self.path_style is None:
+            return "path" if self.endpoint else "auto"
+        return "path" if self.path_style else "virtual"
+
+
+def checksums_of(context: Context) -> Policy:
+    value = context.value("checksums", True)
+    return value if value in {"always", "required"} else bool(value)
+
+
+def here(profile: Profile, bucket: str) -> Profile:
+    """The profile in the region that the bucket turned out to be in, or as it is."""
+    region = _regions.get((profile, bucket))
+    return replace(profile, region=region) if region else profile
+
+
+def elsewhere(profile: Profile, bucket: str, region: str) -> bool:
+    """S3 says that the bucket is in another region than the profile's, perhaps in which one. False: no use in asking
+    again, because nobody says which, or because it is the region that was asked."""
+    region = region or _region_of(here(profile, bucket), bucket)
+    asked = client_for(here(profile, bucket)).meta.region_name
+    if not region or region == asked:
+        return False
+    if len(_regions) >= _MOST_REGIONS:
+        _regions.clear()
+    _regions[profile, bucket] = region
+    return True
+
+
+def _region_of(profile: Profile, bucket: str) -> str:
+    headers = headers_of_bucket(profile, bucket)
+    return headers.get("x-amz-bucket-region", "")
+
+
+def headers_of_bucket(profile: Profile, bucket: str) -> dict[str, str]:
+    """The headers that S3 answers a HEAD of the bucket with, also where it denies it; none if it does not answer."""
+    try:
+        return dict(client_for(profile).head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"])
+    except Exception as error:  # noqa: BLE001 - botocore's errors have no common base; no answer is an answer here
+        return dict(Answer.of(error).headers)
 
 
 @lru_cache(maxsize=16)
@@ -108,13 +135,15 @@ def _make_client(profile: Profile) -> Any:
         connect_timeout=profile.connect_s,
         read_timeout=profile.stall_s,
         retries={"total_max_attempts": 1},  # the ledger retries
-        s3={"addressing_style": "path" if profile.by_path else "auto"},
+        s3={"addressing_style": profile.addressing},
         response_checksum_validation="when_required",  # many servers beside Amazon's send none, or another kind
+        request_checksum_calculation="when_required",  # what is uploaded goes with an MD5, which every server knows
+        max_pool_connections=64,
         **signed,
     )
     session = _session(profile)
     region = profile.region or session.get_config_variable("region") or DEFAULT_REGION
-    return session.create_client(
+    client = session.create_client(
         "s3",
         region_name=region,
         endpoint_url=profile.endpoint,
@@ -123,6 +152,17 @@ def _make_client(profile: Profile) -> Any:
         aws_secret_access_key=profile.secret,
         aws_session_token=profile.token,
     )
+    # Handlers of a wildcard come before those of a name, and botocore's own, which would read the page, is of s3.*.
+    client.meta.events.register("before-parse.*.ListObjectsV2", _keep_page)
+    return client
+
+
+def _keep_page(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
+    """A page of a listing is handed on as it came: botocore takes 0.1 ms for each key, an empty answer for an empty
+    list, and anything that it cannot read for an error of the server's (see ``listing``)."""
+    if response_dict["status_code"] < 300:
+        customized_response_dict["Page"] = response_dict["body"]
+        response_dict["body"] = b"<ListBucketResult/>"
 
 
 class _Credentials:
@@ -155,14 +195,15 @@ def _address(profile: Profile) -> tuple[str | None, str]:
     if profile.endpoint:
         return profile.endpoint, profile.region or DEFAULT_REGION
     meta = client_for(profile).meta
-    host = urlsplit(meta.endpoint_url).hostname or ""
-    amazon = host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+    # Of Amazon's endpoints obstore makes only those under amazonaws.com by itself, and not those in China.
+    amazon = (urlsplit(meta.endpoint_url).hostname or "").endswith(".amazonaws.com")
     return None if amazon else meta.endpoint_url, meta.region_name
 
 
 @lru_cache(maxsize=256)
-def store_for(profile: Profile, bucket: str) -> S3Store:
-    """The obstore store of a bucket; thread-safe. Raises ImportError, or ValueError for want of credentials."""
+def store_for(profile: Profile, bucket: str, *, of_ranges: bool) -> S3Store:
+    """The obstore store of a bucket; thread-safe. ``of_ranges``: what is asked of it is no more than a range, and what
+    has come of one that takes too long is continued. Raises ImportError, or ValueError for want of credentials."""
     from obstore.store import S3Store
 
     endpoint, region = _address(profile)
@@ -173,6 +214,8 @@ def store_for(profile: Profile, bucket: str) -> S3Store:
         if profile.path_style is False:
             options["endpoint"] = f"{parts.scheme}://{bucket}.{parts.netloc}{parts.path}"
             options["virtual_hosted_style_request"] = True
+    else:  # a certificate for *.s3.amazonaws.com is for no name with more dots
+        options["virtual_hosted_style_request"] = profile.path_style is not True and "." not in bucket
     if profile.anonymous:
         options["skip_signature"] = True
     else:
@@ -188,105 +231,11 @@ def store_for(profile: Profile, bucket: str) -> S3Store:
             "allow_http": bool(endpoint and endpoint.startswith("http://")),
             "connect_timeout": timedelta(seconds=profile.connect_s),
             "read_timeout": timedelta(seconds=profile.stall_s),
-            "timeout": timedelta(seconds=profile.soft_s),
+            # The only limit that obstore has against a drip.
+            "timeout": timedelta(
+                seconds=min(RANGE_STALLS * profile.stall_s, profile.soft_s) if of_ranges else profile.soft_s
+            ),
         },
         retry_config={"max_retries": 0},  # the ledger retries
         **options,
-    )
-
-
-def translate(uri: str, error: BaseException, context: Context) -> FetchError:
-    """Any error of obstore or botocore as one of ours. Neither's text is passed on: obstore's is a debug dump."""
-    if isinstance(error, ImportError):
-        return MissingExtra(uri, EXTRA)
-    if isinstance(error, FetchError):
-        return error
-    status, code, region = _answer(error)
-    if status:
-        return _from_answer(uri, status, code, region, _where(context))
-    return _from_silence(uri, error, context)
-
-
-def _where(context: Context) -> str:
-    return (
-        f"[connections.{context.connection.name}]"
-        if context.connection
-        else "a connection for it, or the node's AWS set-up,"
-    )
-
-
-def _answer(error: BaseException) -> tuple[int, str, str]:
-    """(HTTP status, S3 error code, region it names) of an error that S3 answered; status 0 when it did not answer."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):
-        told = response.get("Error", {})
-        status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        return status, str(told.get("Code", "")), str(told.get("Region", ""))
-    text = str(error)
-    status_found, code, region = _STATUS.search(text), _CODE.search(text), _REGION.search(text)
-    if not status_found:
-        return 0, "", ""
-    return int(status_found[1]), code[1] if code else "", region[1] if region else ""
-
-
-def _from_answer(uri: str, status: int, code: str, region: str, where: str) -> FetchError:
-    said = f"{code} (HTTP {status})" if code and not code.isdigit() else f"HTTP {status}"
-    if code in {"PermanentRedirect", "AuthorizationHeaderMalformed"} or status in {301, 307, 308}:
-        at = f" {region}" if region else ""
-        return BadResponse(uri, f"{said}: the bucket is in another region{at}; set region in {where} on the data nodes")
-    if code == "NoSuchBucket":
-        return NotFound(uri, "no such bucket; check the bucket's name and the endpoint")
-    if status == 404:
-        return NotFound(uri, "no such key")
-    if code == "RequestTimeTooSkewed":
-        return AccessDenied(uri, "RequestTimeTooSkewed: the clock of the data node is wrong by minutes; set it (NTP)")
-    if code in {"ExpiredToken", "TokenRefreshRequired"}:
-        return AccessDenied(uri, f"{said}: the credentials have expired; renew them in {where} on the data node")
-    if status in {401, 403} or code in {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"}:
-        return AccessDenied(uri, f"{said or 'access denied'}; check key, secret and region in {where} on the data node")
-    if code == "InvalidObjectState":
-        return AccessDenied(uri, "the object is archived (Glacier); restore it first")
-    if status == 412:
-        return SourceChanged(uri, "the object changed while it was read, or after it was listed")
-    if code == "SlowDown" or status == 429:
-        return Throttled(uri, f"{said}: S3 asks for fewer requests", None)
-    if code == "RequestTimeout":
-        return FetchTimeout(uri, f"{said}: S3 waited too long for our request")
-    if status >= 500:
-        return OriginUnavailable(uri, f"{said}: S3 cannot answer now")
-    return BadResponse(uri, f"S3 answered {said}")
-
-
-def _from_silence(uri: str, error: BaseException, context: Context) -> FetchError:
-    """No answer came. The names are botocore's class names and obstore's (reqwest's) kinds."""
-    text, name = str(error), type(error).__name__
-    kind = _KIND.search(text)
-    limits = context.settings.limits
-    if name == "ConnectTimeoutError" or (kind and kind[1] == "Connect" and "TimedOut" in text):
-        return FetchTimeout(uri, f"no connection within {limits.connect_s:g} s")
-    if name in {"ReadTimeoutError", "TimeoutError"} or "TimedOut" in text:
-        return FetchTimeout(uri, f"no data for {limits.stall_s:g} s")
-    if name == "IncompleteReadError" or "IncompleteBody" in text:
-        return Truncated(uri, "the connection ended before the announced length")
-    if name in {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "UnauthenticatedError"} or (
-        "no AWS credentials" in text
-    ):
-        return AccessDenied(
-            uri,
-            "no usable credentials on the data node; "
-            f"set key and secret, profile, or anonymous = true in {_where(context)}",
-        )
-    if "dns error" in text or "failed to lookup address" in text:
-        return ConnectionLost(uri, "the host name of the endpoint does not resolve")
-    if (
-        kind
-        or isinstance(error, OSError)
-        or name in {"EndpointConnectionError", "ConnectionClosedError", "HTTPClientError"}
-    ):
-        refused = "Connection refused" in text or "ConnectionRefused" in text or name == "EndpointConnectionError"
-        return ConnectionLost(uri, "connection refused" if refused else "the connection was lost")
-    if name in {"ResponseStreamingError", "ProtocolError", "SSLError"}:
-        return ConnectionLost(uri, f"the connection was lost ({name})")
-    return BadResponse(
-        uri, f"the S3 client gave up: {name}: {text.splitlines()[0][:200] if text else 'no reason given'}"
     )

@@ -1,8 +1,10 @@
-"""SQL text and partition bounds, as pure functions: no connection is opened here.
+"""SQL text and partitions, as pure functions: no connection is opened here.
 
-A partition travels as a JSON mapping: ``table`` or ``query``, ``columns``, ``where``, ``key``, ``lo``, ``hi``,
-``types``, ``row_group_rows``. ``lo`` is inclusive and ``hi`` exclusive; None means unbounded on that side, and the
-partition without ``lo`` also has the rows whose key is NULL: no row is lost, also none inserted since the planning.
+A partition travels as a JSON mapping: ``table`` or ``query``, ``columns``, ``where``, ``order_by``, and its share:
+``key`` with ``lo`` and ``hi``, or ``pages``; beside them what the planner found (``types`` and the like) and how to
+write it (``row_group_rows``, ``file_bytes``). ``lo`` is inclusive and ``hi`` exclusive; None means unbounded on that
+side, and the partition without ``lo`` also has the rows whose key is NULL: no row is lost, also none inserted since the
+planning, none whose key is NaN or infinity.
 """
 
 from __future__ import annotations
@@ -18,6 +20,13 @@ from ingest.sources import Sql
 
 #: A bound as it travels: a type tag and the value as text.
 Bound = Sequence[str]
+
+#: What a query is called inside our statement.
+QUERY = "ingest_query"
+
+#: The parts of ``schema.table``; one in double quotes may hold a dot.
+_NAME = re.compile(r'(?:"(?:[^"]|"")*"|[^.])+')
+_ORDER = re.compile(r"(.*\S)\s+(asc|desc)", re.IGNORECASE | re.DOTALL)
 
 
 class Dialect(Protocol):
@@ -39,6 +48,8 @@ def to_bound(value: Any) -> list[str]:
         return ["decimal", format(value, "f")]
     if isinstance(value, int) and not isinstance(value, bool):
         return ["int", str(value)]
+    if isinstance(value, bytes):
+        return ["bytes", value.hex()]
     return ["str", str(value)]
 
 
@@ -48,6 +59,7 @@ _PARSE: dict[str, Callable[[str], Any]] = {
     "decimal": Decimal,
     "date": date.fromisoformat,
     "timestamp": datetime.fromisoformat,
+    "bytes": bytes.fromhex,
     "str": str,
 }
 
@@ -56,48 +68,42 @@ def from_bound(bound: Bound) -> Any:
     return _PARSE[bound[0]](bound[1])
 
 
-def can_be_cut(lo: Any, hi: Any) -> bool:
-    """True when values between the two can be computed."""
-    if isinstance(lo, bool) or isinstance(hi, bool):
-        return False
-    if isinstance(lo, float | Decimal) or isinstance(hi, float | Decimal):
-        return all(isinstance(v, int | float | Decimal) and Decimal(v).is_finite() for v in (lo, hi))
-    return type(lo) is type(hi) and isinstance(lo, int | date)
+def inner(quantiles: Sequence[Bound]) -> list[Bound]:
+    """The bounds between partitions from ascending quantiles, the first of which is the least key: none of them the
+    least, none twice. A key that many rows have gives fewer bounds."""
+    return [list(bound) for before, bound in pairwise(quantiles) if list(bound) != list(before)]
 
 
-def cuts(lo: Any, hi: Any, parts: int) -> list[Any]:
-    """The inner bounds that cut [lo, hi] into up to ``parts`` equal ranges: ascending, each above ``lo``, none twice.
+def ranks(count: int, parts: int) -> list[int]:
+    """Which of ``count`` keys in ascending order (from 1) begin a partition: ascending, none twice, the first is 1.
 
-    >>> cuts(0, 99, 4)
-    [25, 50, 75]
+    >>> ranks(1000, 4)
+    [1, 251, 501, 751]
     """
-    found: list[Any] = []
-    for n in range(1, parts):
-        cut = _between(lo, hi, n, parts)
-        if cut > (found[-1] if found else lo):
-            found.append(cut)
-    return found
-
-
-def _between(lo: Any, hi: Any, n: int, parts: int) -> Any:
-    if isinstance(lo, int) and isinstance(hi, int):
-        return lo + (hi - lo + 1) * n // parts
-    if isinstance(lo, date) and not isinstance(lo, datetime):
-        return date.fromordinal(lo.toordinal() + (hi.toordinal() - lo.toordinal() + 1) * n // parts)
-    if isinstance(lo, float) or isinstance(hi, float):
-        return float(lo) * (1 - n / parts) + float(hi) * (n / parts)  # no overflow between the two ends of the range
-    return lo + (hi - lo) * n / parts
+    return sorted({count * n // parts + 1 for n in range(parts)}) if count else []
 
 
 def whole(sql: Sql) -> dict[str, Any]:
     """All of the table or query as one partition."""
-    part: dict[str, Any] = {"row_group_rows": sql.row_group_rows}
+    part: dict[str, Any] = {
+        "row_group_rows": sql.row_group_rows, "file_bytes": sql.file_bytes, "consistent": sql.consistent,
+    }  # fmt: skip
     for name in ("table", "query", "where"):
         if value := getattr(sql, name):
             part[name] = value
-    if sql.columns:
-        part["columns"] = list(sql.columns)
+    for name in ("columns", "order_by"):
+        if value := getattr(sql, name):
+            part[name] = list(value)
     return part
+
+
+def key_of(sql: Sql) -> str | None:
+    """The column that the source says to cut by: ``partition_on``, else the first that ``order_by`` sorts ascending,
+    for then the files one after the other are in that order."""
+    if sql.partition_on or not sql.order_by:
+        return sql.partition_on
+    name, descending = order(sql.order_by[0])
+    return None if descending else name
 
 
 def split(part: Mapping[str, Any], key: str, bounds: Sequence[Bound]) -> list[dict[str, Any]]:
@@ -106,35 +112,89 @@ def split(part: Mapping[str, Any], key: str, bounds: Sequence[Bound]) -> list[di
     return [{**part, "key": key, "lo": lo, "hi": hi} for lo, hi in pairwise(edges)]
 
 
-def select(dialect: Dialect, part: Mapping[str, Any]) -> str:
-    """The statement for one partition. Names are quoted; ``query`` and ``where`` are the submitter's SQL."""
-    columns = ", ".join(dialect.quote(name) for name in part.get("columns") or ()) or "*"
+def split_pages(part: Mapping[str, Any], pages: int, parts: int) -> list[dict[str, Any]]:
+    """Up to ``parts`` partitions by the table's pages (``ctid``); the last has also those that are added later."""
+    count = max(1, min(pages, parts))
+    edges = [pages * n // count for n in range(count)]
+    return [{**part, "pages": [lo, hi]} for lo, hi in pairwise([*edges, None])]
+
+
+def is_share(part: Mapping[str, Any]) -> bool:
+    """Whether there are other partitions, which must fit to it."""
+    return "key" in part or "pages" in part
+
+
+def select(dialect: Dialect, part: Mapping[str, Any], items: Sequence[str] = (), sample: str = "") -> str:
+    """The statement for one partition; ``items`` are SQL expressions instead of its columns, ``sample`` is said of the
+    table. Names are quoted; ``query`` and ``where`` are the submitter's SQL."""
+    columns = ", ".join(items or [dialect.quote(name) for name in part.get("columns") or ()]) or "*"
     conditions = [f"(\n{part['where']}\n)"] if part.get("where") else []
-    if part.get("key"):
-        conditions += _range(dialect, part)
+    conditions += _range(dialect, part) + _pages(dialect, part)
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    return f"SELECT {columns} FROM {origin(dialect, part)}{where}"
+    return f"SELECT {columns} FROM {origin(dialect, part)}{sample}{where}{_order_by(dialect, part)}"
 
 
-def key_select(dialect: Dialect, part: Mapping[str, Any], key: str) -> str:
-    """The key column of all rows, for a look at its range."""
-    return select(dialect, {**part, "columns": [key]})
+def key_select(dialect: Dialect, part: Mapping[str, Any], key: str, sample: str = "") -> str:
+    """The key column of all rows or of a sample, for a look at its values."""
+    return select(dialect, unordered(part), [dialect.quote(key)], sample)
+
+
+def unordered(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in part.items() if name != "order_by"}
 
 
 def origin(dialect: Dialect, part: Mapping[str, Any]) -> str:
     if part.get("table"):
-        return ".".join(dialect.quote(name) for name in part["table"].split("."))
+        return table_name(dialect, part["table"])
     query = re.sub(r"[;\s]+$", "", part["query"])
-    return f"(\n{query}\n) AS ingest_query"  # the line breaks: a comment at its end must not swallow what follows
+    return f"(\n{query}\n) {QUERY}"  # the line breaks: a comment at its end must not swallow what follows
+
+
+def names_of(table: str) -> list[str]:
+    """``schema.table`` as a list; a name in double quotes may hold dots."""
+    found = _NAME.findall(table)
+    return [n[1:-1].replace('""', '"') if n[0] == n[-1] == '"' and len(n) > 2 else n for n in found]
+
+
+def table_name(dialect: Dialect, table: str) -> str:
+    return ".".join(map(dialect.quote, names_of(table)))
+
+
+def order(item: str) -> tuple[str, bool]:
+    """``"name"`` or ``"name DESC"`` → the column, and whether it is descending."""
+    found = _ORDER.fullmatch(item)
+    return (found[1], found[2].lower() == "desc") if found else (item, False)
+
+
+def _column(dialect: Dialect, part: Mapping[str, Any], name: str) -> str:
+    """With its table: a name of our select list must not hide the column itself."""
+    table = table_name(dialect, part["table"]) if part.get("table") else QUERY
+    return f"{table}.{dialect.quote(name)}"
+
+
+def _order_by(dialect: Dialect, part: Mapping[str, Any]) -> str:
+    items = [order(item) for item in part.get("order_by") or ()]
+    said = [f"{_column(dialect, part, name)}{' DESC' if descending else ''}" for name, descending in items]
+    return f" ORDER BY {', '.join(said)}" if said else ""
 
 
 def _range(dialect: Dialect, part: Mapping[str, Any]) -> list[str]:
-    key, lo, hi = dialect.quote(part["key"]), part.get("lo"), part.get("hi")
+    if not part.get("key"):
+        return []
+    key, lo, hi = _column(dialect, part, part["key"]), part.get("lo"), part.get("hi")
     above = [f"{key} >= {dialect.literal(lo)}"] if lo is not None else []
     if hi is None:
         return above
     below = f"{key} < {dialect.literal(hi)}"
     return [*above, below] if above else [f"({below} OR {key} IS NULL)"]
+
+
+def _pages(dialect: Dialect, part: Mapping[str, Any]) -> list[str]:
+    if not part.get("pages"):
+        return []
+    (lo, hi), ctid = part["pages"], f"{table_name(dialect, part['table'])}.ctid"
+    below = [f"{ctid} < '({hi},0)'::tid"] if hi is not None else []
+    return [f"{ctid} >= '({lo},0)'::tid", *below]
 
 
 def quoted(name: str) -> str:

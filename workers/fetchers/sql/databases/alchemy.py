@@ -16,17 +16,17 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
 
-from ingest.settings import Limits
-from workers.fetchers.sql.databases.base import arrow_schema, check_names
+from ingest.sections import Limits
+from workers.fetchers.sql import parts
+from workers.fetchers.sql.databases.base import CAST, arrow_schema, check_names, paced
+from workers.fetchers.sql.databases.errors import Refused
 from workers.fetchers.sql.parts import Bound, from_bound, to_bound
 
-#: Rows per batch, and the rows whose values type the columns of a query.
-_BATCH_ROWS = 8192
+#: Rows that a driver is asked for at once, and those whose values type the columns of a query.
+_BUFFERED_ROWS, _TYPE_ROWS = 256, 8192
 
-#: What makes a session read-only, and ends a statement in time ({ms}, {s}), where SQLAlchemy has no option for it.
+#: What makes a transaction read-only, where a statement does.
 _SESSION = {
-    "mysql": ("SET SESSION TRANSACTION READ ONLY", "SET SESSION max_execution_time = {ms}"),
-    "mariadb": ("SET SESSION TRANSACTION READ ONLY", "SET SESSION max_statement_time = {s}"),
     "oracle": ("SET TRANSACTION READ ONLY",),
 }
 
@@ -35,11 +35,20 @@ class AlchemyDatabase:
     def __init__(self, url: URL, limits: Limits) -> None:
         self._engine = sa.create_engine(url, poolclass=sa.NullPool)
         self._connection = self._engine.connect()
-        name = "mariadb" if getattr(self._engine.dialect, "is_mariadb", False) else self._engine.dialect.name
-        for setting in _SESSION.get(name, ()):
-            self._connection.exec_driver_sql(setting.format(ms=int(limits.soft_s * 1000), s=int(limits.soft_s)))
-        if name != "oracle":
-            self._connection.commit()  # a session's setting holds from its next transaction
+        for setting in _SESSION.get(self._engine.dialect.name, ()):
+            self._connection.exec_driver_sql(setting)
+
+    def join(self, moment: str) -> None:
+        """Nothing: no transaction that SQLAlchemy knows of can see what another one sees."""
+
+    def moment(self) -> None:
+        """None: every transaction has its own."""
+
+    def greatest(self, column: str) -> str:
+        return f"max({column})"
+
+    def ask(self, statement: str) -> Sequence[Any]:
+        return self._rows(statement)[0]
 
     def quote(self, name: str) -> str:
         return self._engine.dialect.identifier_preparer.quote_identifier(name)
@@ -48,51 +57,60 @@ class AlchemyDatabase:
         value = sa.literal(from_bound(bound))
         return str(value.compile(dialect=self._engine.dialect, compile_kwargs={"literal_binds": True}))
 
-    def describe(self, part: Mapping[str, Any], statement: str) -> list[list[str]] | None:
+    def describe(self, part: Mapping[str, Any], several: bool) -> dict[str, Any]:
+        """A table's declared types; those of a query's first rows."""
         if not part.get("table"):
-            return None
-        *schema, table = part["table"].split(".")
-        found = {
-            c["name"]: c["type"]
-            for c in sa.inspect(self._connection).get_columns(table, schema=".".join(schema) or None)
-        }
-        return [[name, _tag(found[name])] for name in part.get("columns") or found if name in found]
+            return {"types": self._inferred(parts.select(self, parts.unordered(part)))} if several else {}
+        schema, table = self._place(part["table"])
+        found = {c["name"]: c["type"] for c in sa.inspect(self._connection).get_columns(table, schema=schema)}
+        return {"types": [[name, _tag(found[name])] for name in part.get("columns") or found if name in found]}
 
-    def key_range(self, statement: str, key: str) -> tuple[Any, Any] | None:
-        name = self.quote(key)
-        lo, hi = self._rows(f"SELECT min({name}), max({name}) FROM (\n{statement}\n) AS k")[0]
-        return None if lo is None else (lo, hi)
+    @staticmethod
+    def _place(name: str) -> tuple[str | None, str]:
+        *schema, table = parts.names_of(name)
+        return ".".join(schema) or None, table
 
-    def quantiles(self, statement: str, key: str, parts: int) -> list[Bound]:
-        name: sa.ColumnClause[Any] = sa.column(key)
-        rows = sa.text(_escaped(statement)).columns(name).subquery("k")
-        count = self._connection.execute(sa.select(sa.func.count(rows.c[key]))).scalar_one()
-        ordered = sa.select(rows.c[key]).where(rows.c[key].is_not(None)).order_by(rows.c[key]).limit(1)
-        found = [self._connection.execute(ordered.offset(count * n // parts)).scalar_one() for n in range(parts)]
-        return [to_bound(value) for value in found]
+    def pages(self, part: Mapping[str, Any]) -> None:
+        """None: only PostgreSQL's rows have a place that can be asked for."""
 
-    def stream(
-        self, statement: str, types: Sequence[Sequence[str]] | None
-    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-        options = {"stream_results": True, "yield_per": _BATCH_ROWS}
-        result = self._connection.execution_options(**options).execute(sa.text(_escaped(statement)))
+    def primary_key(self, part: Mapping[str, Any]) -> str | None:
+        schema, table = self._place(part["table"])
+        inspector = sa.inspect(self._connection)
+        keys = inspector.get_pk_constraint(table, schema=schema)["constrained_columns"]
+        types = {c["name"]: c["type"] for c in inspector.get_columns(table, schema=schema)}
+        # An enumeration is sorted by its order, but compared as text.
+        orderly = len(keys) == 1 and not isinstance(types[keys[0]], sa.Enum)
+        return keys[0] if orderly else None
+
+    def bounds(self, part: Mapping[str, Any], key: str, parts_: int) -> list[Bound]:
+        name, keys = self.quote(key), parts.key_select(self, part, key)
+        ((count,),) = self._rows(f"SELECT count({name}) FROM ({keys}) k")
+        if not count:
+            return []
+        numbered = f"SELECT {name}, row_number() OVER (ORDER BY {name}) AS n FROM ({keys}) k WHERE {name} IS NOT NULL"
+        ranks = ", ".join(map(str, parts.ranks(count, parts_)))
+        found = self._rows(f"SELECT {name} FROM ({numbered}) k WHERE n IN ({ranks}) ORDER BY n")
+        return parts.inner([to_bound(row[0]) for row in found])
+
+    def stream(self, part: Mapping[str, Any]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        statement, types = parts.select(self, part), part.get("types")
+        result = self._execute(statement)
         names = list(result.keys())
         check_names(names)
-        chunks = iter(result.partitions(_BATCH_ROWS))
-        first = next(chunks, ())
-        if types and [name for name, _ in types] == names:
-            schema = arrow_schema(types)
-        else:
-            schema = pa.schema([pa.field(name, _infer([row[n] for row in first])) for n, name in enumerate(names)])
-        return schema, self._batches(first, chunks, schema)
+        if types is None or [name for name, _ in types] != names:
+            types = self._inferred(parts.select(self, parts.unordered(part)))
+        schema = arrow_schema(types)
+        return schema, paced(result.fetchmany, lambda rows: _batch(rows, schema))
 
-    def _batches(
-        self, first: Sequence[Sequence[Any]], chunks: Iterator[Sequence[Sequence[Any]]], schema: pa.Schema
-    ) -> Iterator[pa.RecordBatch]:
-        while first:
-            columns = [_array([row[n] for row in first], field) for n, field in enumerate(schema)]
-            yield pa.RecordBatch.from_arrays(columns, schema=schema)
-            first = next(chunks, ())
+    def _execute(self, statement: str) -> sa.CursorResult[Any]:
+        options = {"stream_results": True, "max_row_buffer": _BUFFERED_ROWS}
+        return self._connection.execution_options(**options).execute(sa.text(_escaped(statement)))
+
+    def _inferred(self, statement: str) -> list[list[str]]:
+        result = self._execute(statement)
+        names, rows = list(result.keys()), result.fetchmany(_TYPE_ROWS)
+        result.close()
+        return [[name, _infer([row[n] for row in rows])] for n, name in enumerate(names)]
 
     def close(self) -> None:
         self._connection.close()  # rolls back
@@ -119,25 +137,29 @@ def _tag(kind: sa.types.TypeEngine[Any]) -> str:
         return f"decimal({kind.precision},{kind.scale or 0})" if kind.precision else "string"
     if isinstance(kind, sa.DateTime):
         return "timestamptz" if kind.timezone else "timestamp"
-    for base, tag in ((sa.Date, "date"), (sa.LargeBinary, "binary"), (sa.types._Binary, "binary")):
+    for base, tag in ((sa.Date, "date"), (sa.Time, "time"), (sa.LargeBinary, "binary"), (sa.types._Binary, "binary")):
         if isinstance(kind, base):
             return tag
     return "string"
 
 
-def _infer(values: Sequence[Any]) -> pa.DataType:
-    """The Arrow type of the values of one column; text where they are mixed, unknown, or all NULL."""
+def _infer(values: Sequence[Any]) -> str:
+    """The tag of the values of one column; text where they are mixed, unknown, or all NULL."""
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {int, float} and float in kinds:
-        return pa.float64()
+        return "float64"
     if kinds == {Decimal} or kinds == {Decimal, int}:
         scale = max(-min(0, int(v.as_tuple().exponent)) for v in values if isinstance(v, Decimal) and v.is_finite())
-        return pa.decimal128(38, scale) if scale <= 38 else pa.string()
+        return f"decimal(38,{scale})" if scale <= 38 else "string"
     if kinds == {datetime}:
-        zoned = any(value.tzinfo for value in values if value is not None)
-        return pa.timestamp("us", tz="UTC") if zoned else pa.timestamp("us")
-    simple = {int: pa.int64(), bool: pa.bool_(), bytes: pa.binary(), date: pa.date32(), time: pa.time64("us")}
-    return simple.get(next(iter(kinds)), pa.string()) if len(kinds) == 1 else pa.string()
+        return "timestamptz" if any(value.tzinfo for value in values if value is not None) else "timestamp"
+    simple: dict[type, str] = {int: "int64", bool: "bool", bytes: "binary", date: "date", time: "time"}
+    return simple.get(next(iter(kinds)), "string") if len(kinds) == 1 else "string"
+
+
+def _batch(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.RecordBatch:
+    columns = [_array([row[n] for row in rows], field) for n, field in enumerate(schema)]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _array(values: list[Any], field: pa.Field) -> pa.Array:
@@ -146,9 +168,7 @@ def _array(values: list[Any], field: pa.Field) -> pa.Array:
     try:
         return pa.array(values, type=field.type)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(
-            f"column {field.name!r} holds what {field.type} cannot: {error}; cast it in the query"
-        ) from error
+        raise Refused(f"column {field.name!r} holds what {field.type} cannot: {error}; {CAST}") from error
 
 
 def _text(value: Any) -> str:

@@ -16,10 +16,13 @@ from ingest.errors import (
     MissingExtra,
     NotFound,
     OriginUnavailable,
+    SnapshotLost,
 )
 from workers.fetchers.base import Context
+from workers.fetchers.sql.databases.moments import MomentPast
 
-EXTRA = "ingest[sql]"
+#: What brings a driver: by the name of its module, or else.
+EXTRAS, EXTRA = {"pymysql": "ingest[mysql]"}, "ingest[sql]"
 
 #: SQLSTATE (or its class, the first two characters) → error; the longer one wins. PostgreSQL documentation, appendix A.
 _STATES: dict[str, type[FetchError]] = {
@@ -39,12 +42,12 @@ _STATES: dict[str, type[FetchError]] = {
     "55P03": OriginUnavailable,
     "58": OriginUnavailable,
 }
-#: MySQL and MariaDB error numbers; their drivers give no SQLSTATE.
+#: MySQL and MariaDB error numbers; the state is HY000 for most of them.
 _NUMBERS: dict[int, type[FetchError]] = {
-    **dict.fromkeys((1044, 1045, 1142, 1143, 1227, 1698), AccessDenied),
-    **dict.fromkeys((2002, 2003, 2005, 2006, 2013, 2055), ConnectionLost),
+    **dict.fromkeys((1044, 1045, 1142, 1143, 1227, 1370, 1698), AccessDenied),
+    **dict.fromkeys((1158, 1159, 1160, 1161, 1927, 2002, 2003, 2005, 2006, 2013, 2055), ConnectionLost),
     **dict.fromkeys((1049, 1051, 1054, 1109, 1146), NotFound),
-    **dict.fromkeys((1040, 1053, 1203, 1205, 1213), OriginUnavailable),
+    **dict.fromkeys((1021, 1040, 1053, 1114, 1203, 1205, 1213, 1412), OriginUnavailable),
     **dict.fromkeys((1317, 1969, 3024), FetchTimeout),
 }
 #: Where there is no code, the words; the first that is found decides. libpq, SQLite and a few others.
@@ -59,7 +62,11 @@ _WORDS: tuple[tuple[str, type[FetchError]], ...] = (
         r"database .* does not exist|no such (table|column|view)|unable to open database file|unknown (column|table)",
         NotFound,
     ),
-    (r"too many (clients|connections)|starting up|shutting down|is locked|is busy|recovery mode", OriginUnavailable),
+    (
+        r"too many (clients|connections)|starting up|shutting down|is locked|is busy|recovery mode|disk is full"
+        r"|no space left|deadlock detected|could not serialize|canceling statement|administrator command",
+        OriginUnavailable,
+    ),
     (
         r"connection refused|could not translate host|name or service|server closed|connection reset|broken pipe",
         ConnectionLost,
@@ -75,6 +82,10 @@ _PREFIX = re.compile(
 )
 
 
+class Refused(Exception):
+    """What no driver says: rows that a file could not hold as they are. The text names the column and what to do."""
+
+
 @contextmanager
 def edge(uri: str, context: Context) -> Iterator[None]:
     """Around every call of a driver, and nothing else."""
@@ -87,11 +98,14 @@ def edge(uri: str, context: Context) -> Iterator[None]:
 
 
 def translate(uri: str, error: BaseException, context: Context) -> FetchError:
+    if isinstance(error, MomentPast):
+        return SnapshotLost(uri, _clean(_first_line(str(error)), context))
     if isinstance(error, ImportError) or type(error).__name__ == "NoSuchModuleError":
-        return MissingExtra(uri, EXTRA)
+        return MissingExtra(uri, EXTRAS.get(getattr(error, "name", None) or "", EXTRA))
     original = getattr(error, "orig", None) or error  # SQLAlchemy wraps the driver's
-    line = _clean(_first_line(str(original)), context)
-    found = _class_of(original, str(original))
+    text = _text(original)
+    line = _clean(_first_line(text), context)
+    found = _class_of(original, text)
     if found is FetchTimeout:
         limit_s = context.settings.limits.soft_s
         return FetchTimeout(uri, f"{line} (the limit is {limit_s:g} s; ask for more partitions)")
@@ -102,16 +116,22 @@ def translate(uri: str, error: BaseException, context: Context) -> FetchError:
 
 
 def _class_of(error: BaseException, text: str) -> type[FetchError]:
-    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
-    if isinstance(state, str) and state.strip("\0"):
-        return _STATES.get(state) or _STATES.get(state[:2]) or BadResponse
-    number = _number(error)
-    if number in _NUMBERS:
+    if isinstance(error, Refused):
+        return BadResponse
+    if (number := _number(error)) in _NUMBERS:  # before the state, which is HY000 for most of them
         return _NUMBERS[number]
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    if isinstance(state, str) and state.strip("\0") and state != "HY000":
+        return _STATES.get(state) or _STATES.get(state[:2]) or BadResponse
     for words, found in _WORDS:
         if re.search(words, text, re.IGNORECASE):
             return found
     return BadResponse
+
+
+def _text(error: BaseException) -> str:
+    """PyMySQL's errors are a number and a text."""
+    return str(error.args[1]) if _number(error) and len(error.args) > 1 else str(error)
 
 
 def _number(error: Any) -> int:

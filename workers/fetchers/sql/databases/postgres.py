@@ -1,15 +1,13 @@
-"""PostgreSQL through ADBC: ``COPY`` in binary, straight into Arrow.
+"""PostgreSQL through ADBC: ``COPY`` in binary, straight into Arrow. Its types are in ``postgres_types``.
 
-Types that ADBC does not map keep their value exactly: ``numeric(p,s)`` becomes a decimal of that width; ``numeric``
-without one (also what ``sum`` and ``avg`` give) its digits as text, since no width of decimal holds them all; ``uuid``,
-``json``, ``interval``, ``money``, enums, ranges, ``inet`` and the like PostgreSQL's own text. Zoned times are UTC.
+Partitions are cut at quantiles of the key, exact ones for a small table, else those of a sample of its pages; or, where
+there is no key, by the pages themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from datetime import date, datetime
-from decimal import Decimal
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import adbc_driver_postgresql.dbapi as adbc
@@ -17,20 +15,21 @@ import pyarrow as pa
 from adbc_driver_postgresql import StatementOptions
 from sqlalchemy.engine import URL
 
-from ingest.settings import Limits
-from workers.fetchers.sql.databases.base import BATCH_BYTES, check_names, decimal_type, exactly
-from workers.fetchers.sql.parts import Bound, quoted, text_literal, to_bound
+from ingest.sections import Limits
+from workers.fetchers.sql import parts
+from workers.fetchers.sql.databases import postgres_types as types
+from workers.fetchers.sql.databases.base import BATCH_BYTES, same
+from workers.fetchers.sql.databases.errors import Refused
+from workers.fetchers.sql.databases.libpq import begin, import_snapshot, libpq_uri
+from workers.fetchers.sql.databases.moments import MomentPast
+from workers.fetchers.sql.parts import Bound, quoted, text_literal
 
-#: PostgreSQL type → how its text is read, for the types with arithmetic.
-_KEYS: dict[str, Any] = {
-    **dict.fromkeys(("int2", "int4", "int8"), int),
-    **dict.fromkeys(("float4", "float8"), float),
-    **dict.fromkeys(("timestamp", "timestamptz"), datetime.fromisoformat),
-    "numeric": Decimal,
-    "date": date.fromisoformat,
-}
-#: Types that ADBC gives as a number without its meaning → the type to ask for instead.
-_ASK_AS = {"money": "text", "oid": "bigint", "xid": "text", "cid": "text"}
+#: Pages of a sample, at least, and for each partition: the width of a partition is then right to about a tenth.
+_SAMPLE_PAGES, _SAMPLE_PAGES_EACH = 2048, 128
+#: Rows of a query whose keys are sorted, at most; of more a random part. Rows that say how an array is.
+_SAMPLE_ROWS, _PROBE_ROWS = 500_000, 1000
+#: Keys that a sample must have for each partition, or all rows are looked at.
+_KEYS_EACH = 50
 
 
 class PostgresDatabase:
@@ -38,21 +37,31 @@ class PostgresDatabase:
 
     def __init__(self, url: URL, limits: Limits) -> None:
         self._cursor: adbc.Cursor | None = None
-        self._connection = adbc.connect(_libpq_uri(url, limits))
-        # LOCAL to the transaction, so that a pooler between us and the server hands no setting on to somebody else.
-        settings = (
-            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
-            f"SET LOCAL statement_timeout = {int(limits.soft_s * 1000)}",
-            "SET LOCAL timezone = 'UTC'",
-            "SET LOCAL datestyle = 'ISO'",
-            "SET LOCAL intervalstyle = 'postgres'",
-        )
+        self._connection = adbc.connect(libpq_uri(url, limits))
         try:
-            for setting in settings:
+            for setting in begin(limits, int(self._connection.adbc_get_info()["vendor_version"])):
                 self._rows(setting)
         except BaseException:
             self.close()
             raise
+
+    def join(self, moment: str) -> None:
+        try:
+            self._rows(import_snapshot(moment.rpartition("/")[2]))
+        except adbc.Error as error:
+            # Anything but a connection that broke: the snapshot is not there, or is of another database.
+            if (error.sqlstate or "08")[:2] in {"08", "53", "57", "58"}:
+                raise
+            raise MomentPast(str(error)) from error
+
+    def moment(self) -> None:
+        """None: its moment is a transaction's, which somebody must hold (``workers.snapshots``)."""
+
+    def greatest(self, column: str) -> str:
+        return f"max({column})::text"
+
+    def ask(self, statement: str) -> Sequence[Any]:
+        return self._rows(statement)[0]
 
     def quote(self, name: str) -> str:
         return quoted(name)
@@ -60,40 +69,107 @@ class PostgresDatabase:
     def literal(self, bound: Bound) -> str:
         return text_literal(bound[1])  # PostgreSQL gives an untyped literal the type of what it is compared with
 
-    def describe(self, part: object, statement: str) -> None:
-        """Nothing: a prepared statement tells its types."""
+    def describe(self, part: Mapping[str, Any], several: bool) -> dict[str, Any]:
+        statement = parts.select(self, parts.unordered(part))
+        schema = self._schema(statement)
+        found: dict[str, Any] = {"types": types.tags(schema)} if several else {}
+        if arrays := [column.name for column in types.columns(schema, self._rows, {}) if column.array]:
+            (most,) = self._rows(types.dims_query(statement, arrays, _PROBE_ROWS))
+            found["dims"] = {name: dims for name, dims in zip(arrays, most, strict=True) if (dims or 1) > 1}
+        if several and part.get("table") and part.get("consistent"):
+            found["filenode"] = self._relation(part["table"])["filenode"]
+        return found
 
-    def key_range(self, statement: str, key: str) -> tuple[Any, Any] | None:
-        kind = (self._schema(statement).field(0).metadata or {}).get(b"POSTGRESQL:type", b"").decode()
-        if kind not in _KEYS:
-            return None, None
-        lo, hi = self._rows(f"SELECT min({quoted(key)})::text, max({quoted(key)})::text FROM ({statement}) AS k")[0]
-        if lo is None:
+    def pages(self, part: Mapping[str, Any]) -> int | None:
+        """Of a table of the usual kind; the rows of a view, a foreign or a partitioned table have no one place."""
+        if not part.get("table"):
             return None
+        found = self._relation(part["table"])
+        return found["pages"] if found["heap"] and not found["children"] and found["tid_scans"] else None
+
+    def primary_key(self, part: Mapping[str, Any]) -> str | None:
+        found = self._rows(
+            "SELECT a.attname::text FROM pg_index AS i JOIN pg_attribute AS a ON a.attrelid = i.indrelid "
+            f"AND a.attnum = i.indkey[0] WHERE i.indrelid = {self._regclass(part['table'])} "
+            "AND i.indisprimary AND i.indnatts = 1"
+        )
+        return found[0][0] if found else None
+
+    def bounds(self, part: Mapping[str, Any], key: str, parts_: int) -> list[Bound]:
+        for keys in self._samples(part, key, parts_):
+            # A little more than n/parts: the first key of the next partition, not the last of the one before.
+            fractions = ", ".join(f"{n / parts_ + 1e-9:.12f}" for n in range(parts_))
+            disc = f"percentile_disc(ARRAY[{fractions}]::float8[]) WITHIN GROUP (ORDER BY {quoted(key)})"
+            ((count, found),) = self._rows(f"SELECT count({quoted(key)}), {disc}::text[] FROM ({keys}) AS k")
+            if count >= _KEYS_EACH * parts_:
+                break
+        return parts.inner([["str", value] for value in found or ()])
+
+    def _samples(self, part: Mapping[str, Any], key: str, parts_: int) -> Iterator[str]:
+        """Statements for keys to look at, the cheapest first, the last of them for all. Each finds the same again."""
+        everything = parts.key_select(self, part, key)
+        if part.get("table") and (pages := self._relation(part["table"])["sampled"]):
+            percent = 100 * max(_SAMPLE_PAGES, _SAMPLE_PAGES_EACH * parts_) / pages
+            if percent < 50:
+                yield parts.key_select(self, part, key, f" TABLESAMPLE SYSTEM ({percent:.9f}) REPEATABLE (0)")
+        else:
+            (plan,) = json.loads(self._rows(f"EXPLAIN (FORMAT JSON) {everything}", copy=False)[0][0])
+            fraction = max(_SAMPLE_ROWS, _KEYS_EACH * parts_) / max(1, plan["Plan"]["Plan Rows"])
+            if fraction < 0.5:
+                self._rows("SELECT setseed(0)::text")
+                yield f"SELECT * FROM ({everything}) AS s WHERE random() < {fraction:.9f}"
+        yield everything
+
+    def _regclass(self, table: str) -> str:
+        return f"{text_literal(parts.table_name(self, table))}::regclass"
+
+    def _relation(self, table: str) -> dict[str, Any]:
+        """``pages`` of the table itself; ``sampled``: with all its partitions, 0 if it cannot be sampled. The catalogue
+        is read at our snapshot, but a function tells the ``filenode`` as it is now: ``rewritten``, if they differ."""
+        names = ("heap", "children", "filenode", "rewritten", "tid_scans", "pages", "sampled")
+        (row,) = self._rows(f"""
+            SELECT c.relkind IN ('r', 'm') AND m.amname = 'heap', c.relhassubclass, pg_relation_filenode(c.oid)::bigint,
+                c.relfilenode NOT IN (0, pg_relation_filenode(c.oid)),
+                current_setting('server_version_num')::int >= 140000,
+                pg_relation_size(c.oid) / current_setting('block_size')::bigint,
+                CASE WHEN c.relkind IN ('r', 'm') THEN pg_relation_size(c.oid) WHEN c.relkind = 'p' THEN (
+                    SELECT CASE WHEN bool_or(l.relkind = 'f') THEN 0 ELSE sum(pg_relation_size(l.oid)) END
+                    FROM pg_partition_tree(c.oid) AS t JOIN pg_class AS l ON l.oid = t.relid
+                )::bigint ELSE 0 END / current_setting('block_size')::bigint
+            FROM pg_class AS c LEFT JOIN pg_am AS m ON m.oid = c.relam WHERE c.oid = {self._regclass(table)}""")
+        return dict(zip(names, row, strict=True))
+
+    def _check_plan(self, part: Mapping[str, Any], asked: pa.Schema) -> None:
+        """What was planned must still be so. Where all partitions are of one moment they are then planned anew."""
         try:
-            return _KEYS[kind](lo), _KEYS[kind](hi)
-        except ValueError:  # infinity, or a year that Python does not have
-            return None, None
+            if parts.is_share(part):
+                same(part["types"], types.tags(asked))
+            if part.get("table") and part.get("consistent"):
+                self._check_rewritten(part)
+        except Refused as error:
+            if part.get("moment"):
+                raise MomentPast(str(error)) from error
+            raise
 
-    def quantiles(self, statement: str, key: str, parts: int) -> list[Bound]:
-        fractions = ", ".join(repr(n / parts) for n in range(parts))
-        disc = f"percentile_disc(ARRAY[{fractions}]::float8[]) WITHIN GROUP (ORDER BY {quoted(key)})"
-        rows = self._rows(f"SELECT unnest({disc})::text FROM ({statement}) AS k")
-        return [to_bound(row[0]) for row in rows if row[0] is not None]
+    def _check_rewritten(self, part: Mapping[str, Any]) -> None:
+        """TRUNCATE and the like do not wait for older snapshots: these see an empty table, or rows in other places."""
+        relation = self._relation(part["table"])
+        if relation["rewritten"] or relation["filenode"] != part.get("filenode", relation["filenode"]):
+            raise Refused("the table was truncated or rewritten since the moment at which it is read: submit again")
 
-    def stream(
-        self, statement: str, types: Sequence[Sequence[str]] | None
-    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-        asked = self._schema(statement)
-        check_names(asked.names)
-        if any(_cast_of(field) for field in asked):
-            statement = f"SELECT {', '.join(map(_ask, asked))} FROM ({statement}) AS ingest_rows"
+    def stream(self, part: Mapping[str, Any]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        asked = self._schema(parts.select(self, part))  # and from now on nobody else may rewrite the table
+        found = types.columns(asked, self._rows, part.get("dims") or {})
+        self._check_plan(part, asked)
+        items = [*(column.item for column in found), *types.extra_items(found)]
         self._cursor = cursor = self._connection.cursor()  # kept: its end is the end of the stream
         cursor.adbc_statement.set_options(**{StatementOptions.BATCH_SIZE_HINT_BYTES.value: str(BATCH_BYTES)})
-        cursor.execute(statement)
+        cursor.execute(parts.select(self, part, items))
         reader = cursor.fetch_record_batch()
-        schema = pa.schema([pa.field(field.name, _written_as(field)) for field in reader.schema])
-        return schema, (_convert(batch, schema) for batch in reader)
+        schema = types.file_schema(found, reader.schema)
+        # The same reader, if the driver has it still: one whose errors have their SQLSTATE, in any language.
+        telling = getattr(getattr(cursor, "_results", None), "reader", reader)
+        return schema, (types.convert(batch, found, schema) for batch in telling)
 
     def close(self) -> None:
         if self._cursor is not None:
@@ -104,64 +180,8 @@ class PostgresDatabase:
         with self._connection.cursor() as cursor:
             return cursor.adbc_execute_schema(statement)
 
-    def _rows(self, statement: str) -> list[tuple[Any, ...]]:
+    def _rows(self, statement: str, *, copy: bool = True) -> list[tuple[Any, ...]]:
         with self._connection.cursor() as cursor:
+            cursor.adbc_statement.set_options(**{StatementOptions.USE_COPY.value: str(copy).lower()})
             cursor.execute(statement)
             return cursor.fetchall() if cursor.description else []
-
-
-def _libpq_uri(url: URL, limits: Limits) -> str:
-    """libpq's own form of a SQLAlchemy URL, with limits for a peer that has gone (libpq documentation, 32.1.2)."""
-    defaults = {
-        "connect_timeout": str(max(2, round(limits.connect_s))),
-        "tcp_user_timeout": str(int(limits.stall_s * 1000)),
-        "keepalives_idle": str(max(1, int(limits.stall_s / 2))),
-        "application_name": "ingest",
-    }
-    query = {**defaults, **url.query}
-    return url.set(drivername="postgresql", query=query).render_as_string(hide_password=False)
-
-
-def _cast_of(field: pa.Field) -> str | None:
-    """The PostgreSQL type to ask for instead of the column's own, or None where ADBC maps it well."""
-    name = (field.metadata or {}).get(b"POSTGRESQL:type", b"").decode()
-    kind = field.type
-    if name in _ASK_AS:
-        return _ASK_AS[name]
-    if pa.types.is_list(kind):
-        inner = kind.value_type
-        return None if not isinstance(inner, pa.BaseExtensionType) or _is_numeric(inner) else "text[]"
-    if isinstance(kind, pa.BaseExtensionType):
-        return None if _is_numeric(kind) else "text"
-    return "text" if pa.types.is_interval(kind) else None
-
-
-def _is_numeric(kind: pa.DataType) -> bool:
-    return getattr(kind, "type_name", "") == "numeric"
-
-
-def _ask(field: pa.Field) -> str:
-    cast = _cast_of(field)
-    return f"{quoted(field.name)}::{cast} AS {quoted(field.name)}" if cast else quoted(field.name)
-
-
-def _written_as(field: pa.Field) -> pa.DataType:
-    """The type in the file. ``numeric(p,s)`` has p and s in its type modifier (PostgreSQL ``numeric.c``)."""
-    kind = field.type
-    if isinstance(kind, pa.BaseExtensionType):
-        modifier = int((field.metadata or {}).get(b"POSTGRESQL:typmod", b"-1"))
-        if modifier < 4:
-            return pa.string()
-        scale = ((modifier - 4) & 0x7FF ^ 1024) - 1024  # eleven bits, signed
-        return decimal_type((modifier - 4) >> 16 & 0xFFFF, scale) or pa.string()
-    if pa.types.is_list(kind) and isinstance(kind.value_type, pa.BaseExtensionType):
-        return pa.list_(pa.string())
-    return kind
-
-
-def _convert(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    columns = []
-    for column, field in zip(batch.columns, schema, strict=True):
-        plain = column.storage if isinstance(column, pa.ExtensionArray) else column
-        columns.append(exactly(plain, field))
-    return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -12,7 +12,6 @@ import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from datetime import date
 from typing import Any
 from urllib.parse import quote as percent_encoded
 
@@ -21,14 +20,20 @@ import pyarrow as pa
 from adbc_driver_sqlite import StatementOptions
 from sqlalchemy.engine import URL
 
-from ingest.settings import Limits
+from ingest.sections import Limits
+from workers.fetchers.sql import parts
 from workers.fetchers.sql.databases.base import arrow_schema, check_names, decimal_type, exactly
+from workers.fetchers.sql.databases.moments import MomentPast, file_moment
 from workers.fetchers.sql.parts import Bound, quoted, text_literal, to_bound
 
 #: SQLite bounds the columns of a result (2000 by default); five are asked for each.
 _COLUMNS_AT_ONCE = 300
 #: Rows per batch; SQLite's rows are mostly narrow, and ADBC's own 1024 costs a third of the speed.
 _BATCH_ROWS = 8192
+#: Keys that are sorted to cut by, at most (for each partition at least), and how the rows of a sample are chosen: by
+#: multiples of the golden ratio (Knuth, The Art of Computer Programming, 6.4).
+_SAMPLE_ROWS, _KEYS_EACH = 200_000, 50
+_SCATTER, _ALL = 2_654_435_761, (1 << 32) - 1
 #: Integers beyond this are not all doubles.
 _EXACT_DOUBLE = 1 << 53
 
@@ -44,19 +49,46 @@ class SqliteDatabase:
         path = url.database or ""
         if path in {"", ":memory:"} or path.startswith("file:"):
             raise ValueError("write the path of the database's file: sqlite:////absolute/path/to/file.db")
+        self._path, self._joined = path, ""
         self._uri = f"file:{percent_encoded(path)}?mode=ro"
         self._limits = limits
         self._plain = sqlite3.connect(self._uri, uri=True, timeout=limits.connect_s)
         self._bulk: adbc.Connection | None = None
         self._cursor: adbc.Cursor | None = None
 
+    def join(self, moment: str) -> None:
+        self._joined = moment
+        self._check()
+
+    def moment(self) -> str:
+        self._plain.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # a write-ahead log has an index now
+        return file_moment(self._path)
+
+    def _check(self) -> None:
+        if self._joined and self.moment() != self._joined:
+            raise MomentPast("the file was written to since its partitions were planned")
+
+    def greatest(self, column: str) -> str:
+        return f"max({column})"
+
+    def ask(self, statement: str) -> Sequence[Any]:
+        with closing(self._plain.execute(statement)) as cursor:
+            row: Sequence[Any] = cursor.fetchone()
+            return row
+
     def quote(self, name: str) -> str:
         return quoted(name)
 
     def literal(self, bound: Bound) -> str:
-        return bound[1] if bound[0] in {"int", "float"} else text_literal(bound[1])
+        kind, text = bound
+        if kind == "bytes":
+            return f"x'{text}'"
+        if kind == "float" and "inf" in text:
+            return text.replace("inf", "9e999")
+        return text if kind in {"int", "float"} else text_literal(text)
 
-    def describe(self, part: Mapping[str, Any], statement: str) -> list[list[str]]:
+    def describe(self, part: Mapping[str, Any], several: bool) -> dict[str, Any]:
+        statement = parts.select(self, parts.unordered(part))
         with closing(self._plain.execute(f"SELECT * FROM ({statement}) LIMIT 0")) as cursor:
             names = [column[0] for column in cursor.description]
         check_names(names)
@@ -68,7 +100,7 @@ class SqliteDatabase:
                 f"SELECT {', '.join(_kinds(name, declared[name]) for name in some)} FROM ({statement})"
             )
             types += [[name, _tag(declared[name], row[n * 5 : n * 5 + 5])] for n, name in enumerate(some)]
-        return types
+        return {"types": types}
 
     def _declared(self, statement: str) -> dict[str, str]:
         """Column → declared type; a temporary view is how SQLite tells them for a query too."""
@@ -78,30 +110,32 @@ class SqliteDatabase:
         finally:
             self._plain.execute("DROP VIEW temp.ingest_view")
 
-    def key_range(self, statement: str, key: str) -> tuple[Any, Any] | None:
-        lo, hi = self._plain.execute(f"SELECT min({quoted(key)}), max({quoted(key)}) FROM ({statement})").fetchone()
-        if lo is None:
-            return None
-        try:
-            if len(lo) == len(hi) == len("2020-01-31"):
-                return date.fromisoformat(lo), date.fromisoformat(hi)
-        except (TypeError, ValueError):
-            pass  # not dates as text: numbers, or any other text, which the caller tells apart
-        return lo, hi
+    def pages(self, part: Mapping[str, Any]) -> None:
+        """None: where a row lies is its key."""
 
-    def quantiles(self, statement: str, key: str, parts: int) -> list[Bound]:
-        name = quoted(key)
-        (count,) = self._plain.execute(f"SELECT count({name}) FROM ({statement})").fetchone()
-        ordered = f"SELECT {name} FROM ({statement}) WHERE {name} IS NOT NULL ORDER BY {name} LIMIT 1 OFFSET ?"
-        found = [self._plain.execute(ordered, (count * n // parts,)).fetchone()[0] for n in range(parts)]
-        if any(isinstance(value, bytes) for value in found):
-            raise ValueError(f"column {key!r} holds blobs: partition on another")
-        return [to_bound(value) for value in found]
+    def primary_key(self, part: Mapping[str, Any]) -> str | None:
+        *schema, table = parts.names_of(part["table"])
+        of = f"{quoted(schema[0])}." if schema else ""
+        keys = [row[1] for row in self._plain.execute(f"PRAGMA {of}table_info({quoted(table)})") if row[5]]
+        return keys[0] if len(keys) == 1 else None
 
-    def stream(
-        self, statement: str, types: Sequence[Sequence[str]] | None
-    ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-        types = types or self.describe({}, statement)
+    def bounds(self, part: Mapping[str, Any], key: str, parts_: int) -> list[Bound]:
+        name, keys = quoted(key), parts.key_select(self, part, key)
+        (count,) = self._plain.execute(f"SELECT count({name}) FROM ({keys})").fetchone()
+        if count > (most := max(_SAMPLE_ROWS, _KEYS_EACH * parts_)):
+            # Scattered as by chance, and the same again; every so many rows could meet a pattern in the table.
+            chance = f"(row_number() OVER () * {_SCATTER} & {_ALL}) < {most * (_ALL + 1) // count}"
+            keys = f"SELECT {name} FROM (SELECT {name}, {chance} AS chosen FROM ({keys})) WHERE chosen"
+            (count,) = self._plain.execute(f"SELECT count({name}) FROM ({keys})").fetchone()
+        numbered = f"SELECT {name}, row_number() OVER (ORDER BY {name}) AS n FROM ({keys}) WHERE {name} IS NOT NULL"
+        ranks = ", ".join(map(str, parts.ranks(count, parts_)))
+        found = [
+            row[0] for row in self._plain.execute(f"SELECT {name} FROM ({numbered}) WHERE n IN ({ranks}) ORDER BY n")
+        ]
+        return parts.inner([to_bound(value) for value in found])
+
+    def stream(self, part: Mapping[str, Any]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        statement, types = parts.select(self, part), part["types"]
         schema = arrow_schema(types)
         columns = [(quoted(name), _physical(tag), tag) for name, tag in types]
         first = ", ".join(f"{_FIRST_ROW[physical]} AS {name}" for name, physical, _ in columns)
@@ -111,7 +145,9 @@ class SqliteDatabase:
         cursor.execute(f"PRAGMA busy_timeout = {int(self._limits.connect_s * 1000)}")
         cursor.adbc_statement.set_options(**{StatementOptions.BATCH_ROWS.value: str(_BATCH_ROWS)})
         cursor.execute(f"SELECT {first} UNION ALL SELECT {rest} FROM ({statement})")
-        return schema, self._batches(cursor.fetch_record_batch(), schema)
+        batches = cursor.fetch_record_batch()
+        self._check()  # again, now that the transaction has begun: what it sees is what was there between the two
+        return schema, self._batches(batches, schema)
 
     def _batches(self, reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         skip = 1

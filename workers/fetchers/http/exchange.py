@@ -1,0 +1,267 @@
+"""One source's requests over HTTP: redirects judged hop by hop, credentials for nobody but the source's own origin.
+
+What an answer means is in ``answers``, what may be connected to in :mod:`workers.egress`, the connections in
+``wire``; what is done with a body is not for here.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import os
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import cache
+from http.client import HTTPException
+from importlib import metadata
+from typing import Any, NoReturn
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+import requests
+import urllib3.exceptions
+from requests.cookies import RequestsCookieJar, extract_cookies_to_jar
+from requests.utils import select_proxy
+
+from ingest.errors import AccessDenied, BadResponse
+from workers.egress import Policy, Trail
+from workers.fetchers.base import Context
+from workers.fetchers.http import answers
+from workers.fetchers.http.wire import JudgedAdapter, Watch
+
+#: What reading from a connection may raise, all translated by answers.client_error.
+CLIENT_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+#: What the place behind a redirect, or a signed URL, answers when its time is over.
+_STALE = frozenset({400, 401, 403, 404, 410})
+#: The body of an error or a redirect is read when it is shorter, so that the connection can be used again.
+_WORTH_READING_BYTES = 64 << 10
+
+Jars = dict[object, RequestsCookieJar]
+
+
+def new_session() -> requests.Session:
+    """For its open connections only: no cookie and no credential stays in it."""
+    session = requests.Session()
+    for prefix in ("http://", "https://"):
+        session.mount(prefix, JudgedAdapter())
+    return session
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A URL on the way to the file, and what has led there."""
+
+    url: str
+    trusted: bool
+    trail: Trail
+    jars: Jars
+
+
+class Route:
+    """Where a source is found, shared by all connections of one fetch: redirects are followed once, and a URL is signed
+    once, until the place says that it is no longer good. ``sign`` gives a URL that is good for a while."""
+
+    def __init__(self, sign: Callable[[], str] | None = None) -> None:
+        self._sign = sign
+        self._lock = threading.Lock()
+        self._start: str | None = None
+        self._found: _Place | None = None
+
+    def start(self, uri: str) -> str:
+        if self._sign is None:
+            return uri
+        with self._lock:
+            if self._start is None:
+                self._start = self._sign()
+            return self._start
+
+    @property
+    def found(self) -> _Place | None:
+        return self._found
+
+    def remember(self, place: _Place, uri: str) -> None:
+        if place.url != uri:  # else there is nothing to be saved, and nothing that goes stale
+            self._found = place
+
+    def forget(self, place: _Place) -> None:
+        """It is no longer good; unless another connection has found out first."""
+        with self._lock:
+            if self._found is place:
+                self._found = self._start = None
+
+
+class Exchange:
+    """One connection's requests for a source. ``url`` is asked where that is not the source's URI; ``idle`` is called
+    about every second of waiting, and may raise to stop."""
+
+    def __init__(
+        self,
+        session: requests.Session,
+        uri: str,
+        context: Context,
+        idle: Callable[[], None],
+        url: str | None = None,
+        route: Route | None = None,
+    ) -> None:
+        self.uri, self.url, self.settings = uri, url or uri, context.settings
+        self.profile = context.connection.name if context.connection else None
+        self._session, self._context, self._route = session, context, route or Route()
+        limits, http = context.settings.limits, context.settings.http
+        self.watch = Watch(self._trail(), idle, limits.stall_s, http.stall_bytes)
+
+    def another(self, session: requests.Session, idle: Callable[[], None]) -> Exchange:
+        """For one more connection to the same file."""
+        return Exchange(session, self.uri, self._context, idle, self.url, self._route)
+
+    def get(self, extra: dict[str, str], also: Collection[int] = ()) -> requests.Response:
+        """The first answer that is no redirect, its body unread. Raises the error of an answer that is no file, unless
+        its status is one of ``also``."""
+        place = self._route.found
+        if place is not None:
+            response, _ = self._walk(place, extra)
+            if response.status_code not in _STALE:
+                return self._checked(response, also)
+            release(response)
+            self._route.forget(place)
+        response, place = self._walk(self._entrance(self._route.start(self.url)), extra)
+        checked = self._checked(response, also)
+        self._route.remember(place, self.url)
+        return checked
+
+    def ask(self, extra: dict[str, str], method: str = "GET", body: bytes | None = None) -> requests.Response:
+        """The first answer that is no redirect, whatever it says, its body unread."""
+        return self._walk(self._entrance(self.url), extra, method, body)[0]
+
+    def _entrance(self, url: str) -> _Place:
+        return _Place(url, _origin(url) == _origin(self.url), self._trail(), {})
+
+    def _trail(self) -> Trail:
+        return Trail(Policy(self.settings.egress), self.uri)
+
+    def _walk(
+        self, place: _Place, extra: dict[str, str], method: str = "GET", body: bytes | None = None
+    ) -> tuple[requests.Response, _Place]:
+        """From there on, by redirects, to an answer that is none, and where that was."""
+        # A copy: what was seen on the way there holds for this connection too, and what it sees is its own.
+        trail = self.watch.trail = copy.copy(place.trail)
+        url, trusted, jars, seen = place.url, place.trusted, dict(place.jars), set()
+        for _ in range(self.settings.http.redirects + 1):
+            jar = jars.setdefault(_origin(url), RequestsCookieJar())
+            before = copy.copy(trail)
+            response = self._send(url, extra, jar, trusted=trusted, method=method, body=body)
+            if response.status_code not in _REDIRECTS:
+                return response, _Place(url, trusted, before, jars)
+            target = self._target(url, response)
+            release(response)
+            if method != "GET" and (response.status_code not in {307, 308} or _origin(target) != _origin(url)):
+                raise BadResponse(self.uri, f"redirects a {method} ({response.status_code}): it is not sent on")
+            state = (target, tuple(sorted((cookie.name, cookie.value) for each in jars.values() for cookie in each)))
+            if state in seen:
+                raise BadResponse(self.uri, "redirects in a circle")
+            seen.add(state)
+            trail.redirected()
+            trusted = trusted and _origin(target) == _origin(self.url)
+            url = target
+        raise BadResponse(self.uri, f"more than {self.settings.http.redirects} redirects, which is [http] redirects")
+
+    def fail(self, error: BaseException) -> NoReturn:
+        raise answers.client_error(self.uri, error, self.settings.limits) from error
+
+    def _send(
+        self,
+        url: str,
+        extra: dict[str, str],
+        jar: RequestsCookieJar,
+        *,
+        trusted: bool,
+        method: str,
+        body: bytes | None,
+    ) -> requests.Response:
+        session, limits = self._session, self.settings.limits
+        headers = {"User-Agent": self.settings.http.user_agent or _user_agent(), "Accept": "*/*"}
+        headers |= self._credentials() if trusted else {}
+        headers |= {"Accept-Encoding": "identity", **extra}
+        verify, cert = self._tls(url, trusted)
+        try:
+            # An auth of our own keeps requests from looking into ~/.netrc, and from credentials in a redirect's URL.
+            request = requests.Request(method, url, headers, data=body, cookies=jar, auth=_as_it_is)
+            prepared = session.prepare_request(request)
+            options: Any = session.merge_environment_settings(prepared.url, {}, True, verify, cert)
+            proxied = select_proxy(str(prepared.url), options["proxies"]) is not None
+            self.watch.trail.approach(urlsplit(str(prepared.url)).hostname or "", proxied=proxied)
+            # Not session.send: it reads the whole body of a redirect before it hands it out.
+            adapter = session.get_adapter(str(prepared.url))
+            response = adapter.send(prepared, timeout=(limits.connect_s, limits.stall_s), **options)
+        except CLIENT_ERRORS as error:
+            self.fail(error)
+        extract_cookies_to_jar(jar, prepared, response.raw)  # type: ignore[no-untyped-call]
+        return response
+
+    def _checked(self, response: requests.Response, also: Collection[int] = ()) -> requests.Response:
+        status = response.status_code
+        if status in {200, 203, 206, 304, 416} or status in also:
+            return response
+        release(response)
+        raise answers.status_error(self.uri, status, response.headers, self.profile)
+
+    def _target(self, url: str, response: requests.Response) -> str:
+        location = self._session.get_redirect_target(response)
+        if not location:
+            response.close()
+            raise BadResponse(self.uri, f"a redirect ({response.status_code}) without a Location")
+        try:
+            target = urljoin(url, location)
+            parts = urlsplit(target)
+            if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0:
+                return target
+        except ValueError:
+            pass  # not a URL at all: no better than one of another scheme
+        response.close()
+        raise BadResponse(self.uri, f"redirects to something that is not http: {location.partition(':')[0][:20]!r}")
+
+    def _credentials(self) -> dict[str, str]:
+        value = self._context.value
+        headers = {str(name): str(text) for name, text in (value("headers") or {}).items()}
+        if value("bearer"):
+            headers["Authorization"] = f"Bearer {value('bearer')}"
+        elif value("user") is not None:
+            pair = f"{value('user')}:{value('password', '')}".encode()
+            headers["Authorization"] = "Basic " + base64.b64encode(pair).decode()
+        return headers
+
+    def _tls(self, url: str, trusted: bool) -> tuple[Any, Any]:
+        """(verify, cert): the profile's trust is in its own host, its client certificate for its own origin."""
+        verify = self._context.value("verify", True) if urlsplit(url).hostname == urlsplit(self.url).hostname else True
+        cert = self._context.value("cert") if trusted else None
+        cert = tuple(cert) if isinstance(cert, list | tuple) else cert
+        for path in [verify, *(cert if isinstance(cert, tuple) else [cert])]:
+            if isinstance(path, str) and not os.path.exists(path):
+                raise AccessDenied(self.uri, f"[connections.{self.profile}] names {path}, which is not there")
+        return verify, cert
+
+
+def release(response: requests.Response) -> None:
+    """Done with an answer whose body nobody wants: keep the connection if that costs little."""
+    left = response.raw.length_remaining
+    if left is not None and left <= _WORTH_READING_BYTES:
+        response.raw.drain_conn()
+    response.close()
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts: SplitResult = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+@cache
+def _user_agent() -> str:
+    try:
+        version = metadata.version("ingest")
+    except metadata.PackageNotFoundError:
+        version = "0"
+    return f"ingest/{version} (+training data loader; [http] user_agent names a contact)"
