@@ -106,7 +106,7 @@ STEPS: dict[str, dict[str, _Parameter]] = {
         "others": _Parameter(_one_of("error", "keep"), "error"),
     },
     "unpack": {
-        "max_files": _Parameter(_count, 100_000),
+        "max_files": _Parameter(_count, 20_000),
         "max_bytes": _Parameter(_count),
         "max_ratio": _Parameter(_ratio, 1000),
         "max_depth": _Parameter(_count, 32),

@@ -154,7 +154,11 @@ class Transfer:
         try:
             return bring_from_any(self._bring, self.node.store.verify, spec, scratch, known)
         except TransientFetchError as error:
-            error.progressed = is_progress(scratch.advanced, scratch.journal.length if scratch.journal else None)
+            journal = scratch.journal
+            if journal is not None and journal.facts is not None:  # marked by the fetcher: a page is a page
+                error.progressed = scratch.advanced > 0
+            else:
+                error.progressed = is_progress(scratch.advanced, journal.length if journal else None)
             raise
 
     def _bring(self, spec: FileSpec, scratch: Scratch, known: Known | None) -> Fetched | None:

@@ -24,7 +24,17 @@ from ingest.errors import DigestMismatch, NodeUnfit, StoreError, TooLarge, Trunc
 from ingest.model import FileSpec, source_key
 from ingest.sections import StoreLimits
 from ingest.sources import parse_digest
-from ingest.store.layout import Piece, Stored, inside, read_record, source_dir, sync_filesystem, sync_path, version_dir, write_atomic
+from ingest.store.layout import (
+    Piece,
+    Stored,
+    inside,
+    read_record,
+    source_dir,
+    sync_filesystem,
+    sync_path,
+    version_dir,
+    write_atomic,
+)
 from ingest.store.scratch import Scratch
 
 Counter = Callable[[Path, str], int | None]

@@ -67,7 +67,7 @@ def test_an_archive_becomes_its_files(client: Client, service: Service, origin: 
     assert len(list(job.as_completed(timeout=5))) == 6 and service.scratch() == []
     # Whoever asks for the same finds it; whoever asks for something else does not.
     asked = origin.count()
-    again = client.submit(urls, convert={"step": "unpack", "max_files": 100_000})
+    again = client.submit(urls, convert={"step": "unpack", "max_files": 20_000})
     assert again.wait(timeout=30).state == "done" and origin.count() == asked
     assert [file.path for file in again.files()] == [file.path for file in files] and again.files()[0].reused
     plain = client.fetch(urls, timeout=30)

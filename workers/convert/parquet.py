@@ -13,7 +13,7 @@ from workers.convert import csvs, lines
 from workers.convert.plain import kind_of
 from workers.convert.tables import Wanted
 from workers.convert.work import File, Work
-from workers.fetchers.sql import writer
+from workers.parquet import write
 
 #: suffix → format. What a file holds is not guessed from its bytes: a CSV of one column looks like anything.
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -41,7 +41,7 @@ def parquet(
             schema, batches = csvs.read(file.path, wanted, delimiter=letter, header=header, nulls=nulls)
         name = (base if base and dot + suffix.lower() in _SUFFIXES else file.name) + ".parquet"
         with work.create(name) as out:
-            writer.write(schema, batches, out, name=name, group_rows=row_group_rows, file_bytes=_ONE_FILE)
+            write(schema, batches, out, name=name, group_rows=row_group_rows, file_bytes=_ONE_FILE)
 
 
 def _check(work: Work, file: File, kind: str | None) -> None:

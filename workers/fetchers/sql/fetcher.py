@@ -1,6 +1,6 @@
 """SQL: a table or query as Parquet, one partition of the rows at a time, streamed from the driver into the scratch.
 
-Statements are made in ``parts``, drivers are driven in ``databases``, files are written by ``writer``.
+Statements are made in ``parts``, drivers are driven in ``databases``, files are written by :mod:`workers.parquet`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _made(uri: str) -> _Made:
     try:
         from workers.fetchers.sql.databases import opened
         from workers.fetchers.sql.databases.errors import edge
-        from workers.fetchers.sql.writer import write
+        from workers.parquet import write
     except ImportError as error:
         raise MissingExtra(uri, "ingest[sql]") from error
     return _Made(opened, edge, write)

@@ -60,7 +60,8 @@ class MysqlDatabase:
         # No decoders: text. No multi statements either, which is PyMySQL's default.
         self._connection = pymysql.connect(
             **{"charset": "utf8mb4", **options}, conv=encoders, cursorclass=SSCursor,
-            connect_timeout=max(1, round(limits.connect_s)), read_timeout=limits.soft_s, write_timeout=limits.stall_s,
+            connect_timeout=max(1, round(limits.connect_s)), write_timeout=limits.stall_s,
+            read_timeout=limits.soft_s + max(10.0, limits.connect_s),  # the server ends a slow statement before
         )  # fmt: skip
         maria = "MariaDB" in self._connection.get_server_info()
         limit = (
