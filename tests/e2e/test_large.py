@@ -85,7 +85,8 @@ def test_two_million_rows_arrive_in_flat_memory(tmp_path: Path) -> None:
             job = service.client().submit(ingest.Sql("db", table="big", partition_on="id", partitions=2))
             files = job.files(timeout=200)
             assert job.status().state in TERMINAL_JOB and job.failures() == []
-            assert [f.samples for f in files] == [ROWS // 2, ROWS // 2]
+            counts = [f.samples or 0 for f in files]
+            assert sum(counts) == ROWS and min(counts) > 0.45 * ROWS, "two files of about one size"
             total = sum(
                 sum(batch.column(0).to_pylist())
                 for f in files
