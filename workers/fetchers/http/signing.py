@@ -11,6 +11,8 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
+from billiard.exceptions import SoftTimeLimitExceeded
+
 from ingest.errors import AccessDenied, FetchError, OriginUnavailable, PermanentFetchError
 from workers.fetchers.base import Context
 
@@ -29,7 +31,7 @@ def signer(uri: str, context: Context) -> Callable[[], str] | None:
         function = _load(uri, str(name))
         try:
             url = function(uri, values)
-        except FetchError:
+        except (FetchError, SoftTimeLimitExceeded):
             raise
         except OSError as error:  # timeouts and lost connections are OSErrors, those of requests too
             raise OriginUnavailable(uri, f"refresh = {name!r} could not sign it: {type(error).__name__}") from None

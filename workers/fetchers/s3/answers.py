@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 
+from billiard.exceptions import SoftTimeLimitExceeded
+
 from ingest.errors import (
     AccessDenied,
     BadResponse,
@@ -60,7 +62,7 @@ def edge(uri: str, context: Context) -> Iterator[None]:
     """Around every call of a client library, and nothing else: what it raises becomes one of ours, once."""
     try:
         yield
-    except (NotModified, NoRange):
+    except (NotModified, NoRange, SoftTimeLimitExceeded):
         raise
     except Exception as error:  # the libraries' trees have no common base, and obstore raises ValueError too
         text = str(error)

@@ -12,6 +12,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from billiard.exceptions import SoftTimeLimitExceeded
+
 from workers.fetchers.base import Context
 from workers.fetchers.s3.answers import Answer
 from workers.fetchers.s3.objects import Policy
@@ -108,6 +110,8 @@ def headers_of_bucket(profile: Profile, bucket: str) -> dict[str, str]:
     """The headers that S3 answers a HEAD of the bucket with, also where it denies it; none if it does not answer."""
     try:
         return dict(client_for(profile).head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"])
+    except SoftTimeLimitExceeded:
+        raise
     except Exception as error:  # noqa: BLE001 - botocore's errors have no common base; no answer is an answer here
         return dict(Answer.of(error).headers)
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from billiard.exceptions import SoftTimeLimitExceeded
+
 from ingest import digests
 from ingest.errors import AccessDenied, BadResponse
 from ingest.model import FileSpec
@@ -181,6 +183,8 @@ class _S3Reader:
         try:
             asked = self._named({"IfMatch": part.etag, **more})
             return dict(client_for(here(self.profile, self.bucket)).head_object(**asked))
+        except SoftTimeLimitExceeded:
+            raise
         except Exception:  # noqa: BLE001 - a question that fails is one that has no answer: see Reader.stated
             return None
 

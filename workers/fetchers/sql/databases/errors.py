@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from billiard.exceptions import SoftTimeLimitExceeded
+
 from ingest.errors import (
     AccessDenied,
     BadResponse,
@@ -91,7 +93,7 @@ def edge(uri: str, context: Context) -> Iterator[None]:
     """Around every call of a driver, and nothing else."""
     try:
         yield
-    except FetchError:
+    except (FetchError, SoftTimeLimitExceeded):
         raise
     except Exception as error:  # each driver has a tree of its own, and Arrow's streams raise OSError
         raise translate(uri, error, context) from error
