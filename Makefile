@@ -31,9 +31,9 @@ demo: $(STAMP) ## Run the main job on this machine: fetch, stream, train
 up: $(STAMP) ## Start Redis, a data node and the dashboard, in the foreground
 	$(BIN)/ingest up
 
-# Two at a time, a file to each: much of a test is waiting for a real server.
+# Three at a time, a file to each: much of a test is waiting for a real server.
 test: $(STAMP) ## Run all tests (ARGS="-k name" for some)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(SKIPS) $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(SKIPS) $(ARGS)
 
 lint: $(STAMP) ## Check style and types
 	$(BIN)/ruff check .

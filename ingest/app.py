@@ -1,4 +1,4 @@
-"""The Celery app, its settings, and the names of its tasks and queues. What the tasks do is in ``workers``.
+"""The Celery app and its settings. What its tasks do is in ``workers``.
 
 Importing it connects to nothing. An operator overrides the settings in ``celeryconfig.py``; a reason stands beside
 each one that is not Celery's default.
@@ -12,23 +12,8 @@ from typing import Any
 
 from celery import Celery
 
+from ingest.queues import DOWNLOAD_TASK, FETCH_QUEUE, PLAN_QUEUE, PLAN_TASK
 from ingest.settings import Settings, current
-
-FETCH_QUEUE = "ingest.fetch"
-PLAN_QUEUE = "ingest.plan"
-FETCH_TASK = "ingest.fetch"
-PLAN_TASK = "ingest.plan"
-DOWNLOAD_TASK = "ingest.download"
-
-
-def node_queue(queue: str, node: str) -> str:
-    """The queue for work of that kind that must land on that node."""
-    return f"{queue}.{node}"
-
-
-def queues_of(node: str) -> list[str]:
-    """What a data node consumes: its own queues and the shared ones. Planning first: fetching waits for it."""
-    return [node_queue(PLAN_QUEUE, node), PLAN_QUEUE, node_queue(FETCH_QUEUE, node), FETCH_QUEUE]
 
 
 def defaults(settings: Settings | None = None) -> dict[str, Any]:

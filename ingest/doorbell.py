@@ -9,7 +9,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from kombu.messaging import Producer
 
-from ingest.app import FETCH_TASK, PLAN_QUEUE, PLAN_TASK
+from ingest.queues import FETCH_TASK, PLAN_QUEUE, PLAN_TASK
 
 #: Rings of one queue that may lie in the broker at once, whatever the number of shards: enough to wake every process
 # of a

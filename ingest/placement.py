@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from ingest.app import node_queue
 from ingest.errors import NoDataNode
+from ingest.queues import node_queue
 
 
 def rendezvous(key: str, nodes: Sequence[str]) -> str:

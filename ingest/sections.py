@@ -157,10 +157,14 @@ class Connection:
         return self.values.get("match")
 
 
+_BEHIND_HOST = re.compile(r"[/?#]|:[0-9]*(?:[/?#]|$)")
+
+
 def is_under(uri: str, prefix: str) -> bool:
     """Whether a URI lies under a prefix: ``https://data.corp`` is no prefix of ``https://data.corp.evil.com/``, and
     ``https://data.corp/public/../private`` is not under ``https://data.corp/public/``, however the dots are written."""
     rest = uri[len(prefix) :]
     if ".." in re.split(r"[/\\]", unquote(unquote(re.split(r"[?#]", rest, maxsplit=1)[0]))):
         return False
-    return uri.startswith(prefix) and (not rest or prefix.endswith("/") or rest[0] in "/:?#")
+    # After a colon comes a port: in "https://data.corp:x@evil.com/" the host is another one.
+    return uri.startswith(prefix) and (not rest or prefix.endswith("/") or bool(_BEHIND_HOST.match(rest)))

@@ -11,9 +11,11 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from ingest.errors import BadSource, UsageError
 from ingest.record import Record
@@ -85,9 +87,12 @@ class Sql(Record):
     file_bytes: int = 512 << 20
 
     def __post_init__(self) -> None:
-        if self.since is not None and not isinstance(self.since, int | float | str):
-            text = self.since.isoformat(" ") if isinstance(self.since, datetime) else str(self.since)
-            object.__setattr__(self, "since", text)  # a date, time or Decimal, as databases read it
+        if isinstance(self.since, date | time | Decimal | UUID):  # as databases read it
+            since = self.since
+            if isinstance(since, datetime) and since.tzinfo is not None:
+                since = since.astimezone(UTC)  # what UTC says is right also where a database does not look at the zone
+            text = since.isoformat(" ") if isinstance(since, datetime) else str(since)
+            object.__setattr__(self, "since", text)
 
     @property
     def cursor_key(self) -> str:
@@ -98,7 +103,9 @@ class Sql(Record):
     @property
     def uri(self) -> str:
         """Its identity: everything that decides the rows, in one line. Never opened as a URL."""
-        what = self.table or "query-" + hashlib.sha256((self.query or "").encode()).hexdigest()[:12]
+        what = (
+            self.table or "query-" + hashlib.sha256(str(self.query).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        )
         return f"sql://{self.connection}/{what}"
 
 

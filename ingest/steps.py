@@ -19,6 +19,8 @@ CUSTOM_PREFIX = "x-"
 _CUSTOM = re.compile(r"x-[a-z0-9][a-z0-9._-]{0,60}")
 #: A request travels with every job, and is part of a key in the store.
 _MOST_STEPS, _MOST_TEXT = 16, 16 << 10
+#: What ``max_files`` may be raised to.
+_MOST_FILES = 200_000
 #: What a column may be made to, in :func:`column_type`'s words.
 COLUMN_TYPES = ("string", "int64", "float64", "bool", "date", "timestamp", "timestamptz")
 _DECIMAL = re.compile(r"decimal\(\s*(\d{1,2})\s*,\s*(\d{1,2})\s*\)")
@@ -39,6 +41,13 @@ def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 63:
         raise ValueError("a whole number, 1 or more")
     return value
+
+
+def _files(value: Any) -> int:
+    """Each is an entry of the job's result, in memory wherever that is."""
+    if _count(value) > _MOST_FILES:
+        raise ValueError(f"at most {_MOST_FILES}")
+    return int(value)
 
 
 def _ratio(value: Any) -> int | float:
@@ -106,7 +115,7 @@ STEPS: dict[str, dict[str, _Parameter]] = {
         "others": _Parameter(_one_of("error", "keep"), "error"),
     },
     "unpack": {
-        "max_files": _Parameter(_count, 20_000),
+        "max_files": _Parameter(_files, 20_000),
         "max_bytes": _Parameter(_count),
         "max_ratio": _Parameter(_ratio, 1000),
         "max_depth": _Parameter(_count, 32),

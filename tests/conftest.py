@@ -19,6 +19,14 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that wait for whole services come first: what is left at the end is then short, and no process is idle."""
+    first = ("tests/e2e/", "tests/contracts/")
+    items.sort(
+        key=lambda item: next((n for n, folder in enumerate(first) if item.nodeid.startswith(folder)), len(first))
+    )
+
+
 @pytest.fixture
 def origin() -> Iterator[Origin]:
     """An HTTP origin of its own for each test, so that its request counts are the test's."""

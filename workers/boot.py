@@ -17,8 +17,9 @@ from celery import bootsteps, signals
 from celery.concurrency import prefork
 from kombu.entity import Queue
 
-from ingest.app import app, queues_of
+from ingest.app import app
 from ingest.errors import IngestError
+from ingest.queues import queues_of
 from ingest.settings import current
 from workers import holding, logs, node
 from workers.fetchers import fetcher_for
@@ -111,6 +112,12 @@ class AgentStep(bootsteps.StartStopStep):  # type: ignore[misc] # Celery has no 
     """Starts the agent with the worker and looks after it while the worker's event loop runs."""
 
     requires = ("celery.worker.components:Timer",)
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        # What Celery's workers tell each other (revoked tasks, clocks, every event to everybody) the ledger knows, and
+        # asking for it takes a second at each start and after each lost connection.
+        worker.options |= {"without_mingle": True, "without_gossip": True}
 
     def start(self, worker: Any) -> None:
         if not issubclass(worker.pool_cls, prefork.TaskPool):

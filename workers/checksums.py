@@ -53,7 +53,7 @@ class Checksums:
     ) -> None:
         self._store, self._context, self._on_bytes = store, context, on_bytes
         self._lock = threading.Lock()
-        self._texts: dict[tuple[str, str | None], tuple[threading.Lock, list[str]]] = {}
+        self._texts: dict[tuple[str, str | None], tuple[threading.Lock, list[str | FetchError]]] = {}
 
     def resolve(self, spec: FileSpec) -> FileSpec:
         """The spec with the digest that its list says; as it is where it has one, or no list. Raises FetchError: a
@@ -73,8 +73,13 @@ class Checksums:
             lock, texts = self._texts.setdefault((uri, connection), (threading.Lock(), []))
         with lock:
             if not texts:
-                texts.append(self._fetch(uri, connection))
-            return texts[0]
+                try:
+                    texts.append(self._fetch(uri, connection))
+                except FetchError as error:  # a thousand files would wait for it, one after the other
+                    texts.append(error)
+        if isinstance(texts[0], FetchError):
+            raise texts[0]
+        return texts[0]
 
     def _fetch(self, uri: str, connection: str | None) -> str:
         name, context = self._context(uri, connection)

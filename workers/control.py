@@ -51,6 +51,12 @@ class Control:
             self.bytes += size_bytes
         self.check()
 
+    def confirm(self) -> None:
+        """Ask now whether the work is still wanted from us. Raises :class:`Interrupted` if not."""
+        with self._asking:
+            self._ask()
+        self.check()
+
     def check(self) -> None:
         """Raises :class:`Interrupted` when the work is to stop."""
         now = time.monotonic()

@@ -19,10 +19,11 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 #: Instance metadata hands out the node's own credentials. Most clouds have it at 169.254.169.254, which is link-local;
-#: these are the services elsewhere: AWS and GCP over IPv6, Alibaba, Oracle's older one, Azure's wire server.
-_METADATA: tuple[Network, ...] = tuple(
-    ip_network(text)
-    for text in ("fd00:ec2::254/128", "fd20:ce::254/128", "100.100.100.200/32", "192.0.0.192/32", "168.63.129.16/32")
+#: these are the services elsewhere: AWS over IPv6 (of instances and of pods), GCP and Scaleway over IPv6, Alibaba,
+#: Oracle's older one, Azure's wire server.
+_METADATA: tuple[Network, ...] = (
+    *(ip_network(text) for text in ("fd00:ec2::/32", "fd20:ce::254/128", "fd00:42::42/128")),
+    *(ip_network(text) for text in ("100.100.100.200/32", "192.0.0.192/32", "168.63.129.16/32")),
 )
 _LINK_LOCAL: tuple[Network, ...] = (ip_network("169.254.0.0/16"), ip_network("fe80::/10"))
 #: IPv6 addresses that end in the IPv4 address which they lead to: compatible, translated (SIIT), by NAT64.

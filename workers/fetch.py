@@ -44,16 +44,19 @@ def fetch_shard(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostn
     events.started(claim)
     transfer = Transfer(node, claim.options, control)
     outcome = Outcome.of(claim)
+    moments = Moments(ledger, claim, transfer)
     try:
         if claim.options.pack:
             pack_shard(ledger, claim, transfer, control, outcome)
         else:
-            _attempt(ledger, claim, transfer, control, outcome)
+            _attempt(ledger, claim, transfer, control, outcome, moments)
     except Interrupted as stop:
         outcome.stopped, outcome.why = stop.why, stop.reason
     except SoftTimeLimitExceeded:
         outcome.stopped = "slice"
     settled, state, summary = _settle(node, ledger, claim, control, outcome)
+    if state == "lost":
+        moments.take_back(outcome.files)
     seconds = time.monotonic() - begun
     facts = {
         "job": claim.job,
@@ -76,10 +79,11 @@ def fetch_shard(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostn
     return settled
 
 
-def _attempt(ledger: WorkLedger, claim: Claim, transfer: Transfer, control: Control, outcome: Outcome) -> None:
+def _attempt(
+    ledger: WorkLedger, claim: Claim, transfer: Transfer, control: Control, outcome: Outcome, moments: Moments
+) -> None:
     settled = outcome.result.arrived | {f.index for f in outcome.failures}
     todo: list[FileSpec] = []
-    moments = Moments(ledger, claim, transfer)
     for spec in claim.files:
         if (spec.source, spec.part) in settled:
             continue

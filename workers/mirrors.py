@@ -29,11 +29,14 @@ def bring_from_any(
     for uri in (spec.uri, *spec.mirrors):
         own = uri == spec.uri
         at = spec if own else dataclasses.replace(spec, uri=uri, connection=None, version=None, mirrors=())
+        scratch.mirror = None if own else uri
         try:
             fetched = _bring_whole(bring, verify, at, scratch, known if own else None)
-            if fetched is None or own:
+            # An earlier one may have brought the beginning: then it was not the source alone that said what this is.
+            mirrors = (*(scratch.journal.mirrors if scratch.journal else ()), *(() if own else (uri,)))
+            if fetched is None or not mirrors:
                 return fetched
-            return dataclasses.replace(fetched, version=None, validator=None, mirror=uri)
+            return dataclasses.replace(fetched, version=None, validator=None, mirrors=tuple(dict.fromkeys(mirrors)))
         except NodeUnfit:
             raise  # no mirror makes room on our disk
         except FetchError as error:

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ingest.errors import TooLarge
 from ingest.store.scratch import Scratch
 
 #: A column of more bytes for each row has neither dictionary nor least and greatest value: they would be of no use, and
@@ -22,6 +23,8 @@ from ingest.store.scratch import Scratch
 _WIDE_BYTES = 1024
 #: A row group is closed at this size whatever its rows, so that wide rows do not fill the memory.
 ROW_GROUP_BYTES = 32 << 20
+#: Files that one may go on in: each is an entry of the job's result.
+MOST_FILES = 20_000
 
 
 class Sink(io.RawIOBase):
@@ -83,7 +86,8 @@ def write(
     """The batches as one Parquet file called ``name``, and as further ones each time a file has reached ``file_bytes``.
 
     Every file has at least one row group, so that an empty result has its schema. A group is written by another thread
-    while the next one is read: the one waits for the database, the other compresses.
+    while the next one is read: the one waits for the database, the other compresses. Raises :class:`TooLarge` for more
+    than MOST_FILES files.
     """
     files: list[_File] = []
     pending: Future[None] | None = None
@@ -95,6 +99,8 @@ def write(
                 if not files:
                     files.append(_File(schema, scratch, group_rows, group))
                 elif files[-1].scratch.size >= file_bytes:
+                    if len(files) >= MOST_FILES:
+                        raise TooLarge(scratch.uri, f"more than {MOST_FILES} files of {file_bytes} bytes each")
                     files[-1].close()
                     piece = scratch.piece(_numbered(name, len(files)))
                     files.append(_File(schema, piece, group_rows, group))

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 
-from ingest.app import FETCH_QUEUE
 from ingest.doorbell import ring
 from ingest.errors import FetchError, FetchTimeout, NodeUnfit, NothingMatched, TransientFetchError
 from ingest.ledger import Claim, NewUnit, Result, Settled, WorkLedger, batched
 from ingest.model import Failure, FileSpec
 from ingest.placement import choose_queue
+from ingest.queues import FETCH_QUEUE
 from ingest.record import unpack_json
 from ingest.sources import AnySource, source_from_json
 from workers import node as here

@@ -10,10 +10,10 @@ import time
 
 from celery import Celery
 
-from ingest.app import FETCH_QUEUE, PLAN_QUEUE
 from ingest.doorbell import ring
 from ingest.ledger import WorkerInfo, WorkLedger
 from ingest.placement import rendezvous
+from ingest.queues import FETCH_QUEUE, PLAN_QUEUE
 from ingest.store import Store
 from ingest.store.audit import sweep_scratch
 from workers.logs import log

@@ -10,10 +10,10 @@ from typing import Any
 from celery import Celery, states
 from kombu.exceptions import OperationalError
 
-from ingest.app import FETCH_TASK, PLAN_TASK
 from ingest.errors import IngestError, LedgerUnavailable, UnknownJob
 from ingest.ledger import Claim, Result, WorkLedger
 from ingest.model import TERMINAL_SHARD, FileRecord
+from ingest.queues import FETCH_TASK, PLAN_TASK
 from ingest.record import VERSION
 from ingest.store import Store
 from workers.logs import log

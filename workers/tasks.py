@@ -11,13 +11,14 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Task
 from celery.exceptions import Ignore
 
-from ingest.app import DOWNLOAD_TASK, FETCH_QUEUE, FETCH_TASK, PLAN_TASK, app, queues_of
+from ingest.app import app
 from ingest.client.into import destination
 from ingest.client.submission import check, cut, needs_origin
 from ingest.doorbell import ring, ring_on
 from ingest.errors import LedgerUnavailable, UsageError
 from ingest.ledger import NewUnit
 from ingest.model import TERMINAL_JOB, JobOptions
+from ingest.queues import DOWNLOAD_TASK, FETCH_QUEUE, FETCH_TASK, PLAN_TASK, queues_of
 from ingest.sources import Source
 from workers import holding
 from workers import node as here

@@ -25,6 +25,7 @@ from workers.fetchers.base import Context, Fetched, Fetcher, Interrupted, Known
 from workers.mirrors import bring_from_any
 from workers.node import Node
 from workers.retry import is_progress
+from workers.snapshots.pins import is_pinned
 
 
 class Transfer:
@@ -95,7 +96,7 @@ class Transfer:
     def _fits(self, spec: FileSpec, stored: Stored) -> bool:
         """Whether what is stored is what was asked for, by version, size and limit. What came from a mirror is for
         those who name that mirror, or the digest: whoever names none trusts the source alone."""
-        if stored.mirror is not None and spec.digest is None and stored.mirror not in spec.mirrors:
+        if spec.digest is None and set(stored.mirrors) - set(spec.mirrors):
             return False
         limit = self._options.max_bytes
         size = spec.size is None or spec.size == stored.size
@@ -197,7 +198,7 @@ class Transfer:
             name=fetched.name,
             samples=fetched.samples if fetched.samples is not None else _count,
             converted=bool(steps),
-            mirror=fetched.mirror,
+            mirrors=fetched.mirrors,
         )
 
     def _records(self, spec: FileSpec, stored: Stored, *, reused: bool) -> list[FileRecord]:
@@ -233,6 +234,8 @@ class Transfer:
     def _deliver(self, spec: FileSpec, piece: Piece) -> str | None:
         if self._options.into is None:
             return None
+        if is_pinned(spec):
+            self._control.confirm()  # a directory shows no file of a moment that is past by now
         try:
             path = self.node.store.path_of(piece.path)
         except StoreError as error:

@@ -14,19 +14,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from ingest.app import FETCH_QUEUE, PLAN_QUEUE, app_for
 from ingest.client import cursors
+from ingest.client.bells import ring
 from ingest.client.follow import Deadline
 from ingest.client.into import destination, inside
 from ingest.client.job import Job
 from ingest.client.local import Survey, survey
 from ingest.client.plan import Plan, plan_of
 from ingest.client.submission import Unit, check, check_pack, cut, positive
-from ingest.doorbell import ring
 from ingest.errors import JobFailed, NoDataNode, UnknownConnection, UnknownJob, UsageError
 from ingest.ledger import JobLedger, NewUnit, WorkerInfo, batched
 from ingest.model import JobOptions
 from ingest.placement import choose_queue
+from ingest.queues import FETCH_QUEUE, PLAN_QUEUE
 from ingest.settings import NODE_NAME, Settings, check_redis_url, current
 from ingest.sources import AnySource, Manifest, Pack, Sql, as_sources
 from ingest.steps import as_steps
@@ -222,7 +222,6 @@ class Client:
 
     def _write(self, job: str, units: Iterator[Unit], options: JobOptions, nodes: list[str]) -> None:
         """All units into the ledger, each batch rung for as it lands; then the seal."""
-        bells = app_for(self.settings)
         numbers = {"": 0, "p": 0}
         for kind, run in itertools.groupby(units, key=lambda unit: "p" if unit.source else ""):
             for batch in batched(run, weigh=lambda unit: len(unit.files)):
@@ -233,7 +232,7 @@ class Client:
                 if answer != "ok":
                     return  # cancelled meanwhile
                 numbers[kind] += len(made)
-                ring(bells, Counter(queue for _, queue in made))
+                ring(self.settings, Counter(queue for _, queue in made))
         self.ledger.seal(job)
 
     def _workers(self, require_node: bool) -> list[WorkerInfo]:

@@ -8,12 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from ingest.app import app_for
+from ingest.client.bells import ring
 from ingest.client.files import LocalFile
 from ingest.client.follow import Deadline, EventStream
 from ingest.client.reader import JobReader, describe
 from ingest.client.submission import positive
-from ingest.doorbell import ring
 from ingest.errors import WaitTimeout
 from ingest.ledger import JobLedger, Result, UnitRecord, batched
 from ingest.model import TERMINAL_JOB, Failure, JobStatus
@@ -176,7 +175,7 @@ class Job:
 
     def retry(self) -> Job:
         """Try again what failed, was quarantined or cancelled, and only that. Returns this job, running again."""
-        ring(app_for(self._settings), dict.fromkeys(self._ledger.sweep("retry", self.id), 1))
+        ring(self._settings, dict.fromkeys(self._ledger.sweep("retry", self.id), 1))
         return self
 
     def cancel(self) -> None:

@@ -23,6 +23,8 @@ from ingest.sources import AnySource, Api, Manifest, Pack, Source, Sql, check_so
 # grow,
 #: up to 256 files each, so that a million small files are 4,000 units of work and not a million.
 FEW, MOST_FILES = 256, 256
+#: Samples of a packed shard: what is known of them is in the memory of the worker that packs it.
+MOST_SAMPLES = 100_000
 #: Schemes of stores that keep older versions of an object, and give one by its id.
 VERSIONED = frozenset({"s3", "gs", "gcs", "az"})
 
@@ -140,6 +142,7 @@ def _check_scheme(uri: str, scheme: str) -> None:
 
 
 def _check_sql(sql: Sql) -> None:
+    _check_sql_kinds(sql)
     if (sql.query is None) == (sql.table is None):
         raise BadSource(sql.uri, "give either table= or query=")
     if not sql.connection:
@@ -148,14 +151,47 @@ def _check_sql(sql: Sql) -> None:
         raise BadSource(sql.uri, f"partitions={sql.partitions} must be between 1 and 100000")
     if sql.partitions > 1 and sql.query is not None and not (sql.partition_on or sql.order_by):
         raise BadSource(sql.uri, "partitions= of a query needs partition_on=, the column to cut by")
-    names: Any = sql.order_by  # whatever its annotation says
-    if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in names):
-        raise BadSource(sql.uri, f"order_by={sql.order_by!r} must be columns, like ('day', 'id DESC')")
     if sql.since is not None and sql.incremental_on is None:
         raise BadSource(sql.uri, f"since={sql.since!r} needs incremental_on=, the column that it is a value of")
     for name in ("row_group_rows", "file_bytes"):
-        if getattr(sql, name) < 1:
+        if not 1 <= getattr(sql, name) < 1 << 63:
             raise BadSource(sql.uri, f"{name}={getattr(sql, name)} must be at least 1")
+
+
+def _check_sql_kinds(sql: Sql) -> None:
+    """Whatever its annotations say."""
+    for name in ("connection", "query", "table", "where", "partition_on", "incremental_on"):
+        value: Any = getattr(sql, name)
+        if value is not None and not isinstance(value, str):
+            raise BadSource(_shown(sql), f"{name}={value!r} must be text")
+        if value is not None and name != "connection" and not value.strip():
+            raise BadSource(_shown(sql), f"{name}= is empty: leave it out")
+        if value is not None and not _is_unicode(value):
+            raise BadSource(_shown(sql), f"{name}= is no Unicode text")
+    for name, example in (("columns", "('id', 'day')"), ("order_by", "('day', 'id DESC')")):
+        names: Any = getattr(sql, name)
+        if not isinstance(names, tuple | list) or not all(isinstance(n, str) and n.strip() for n in names):
+            raise BadSource(sql.uri, f"{name}={names!r} must be columns, like {example}")
+        if not all(map(_is_unicode, names)):
+            raise BadSource(sql.uri, f"{name}= is no Unicode text")
+    for name in ("partitions", "row_group_rows", "file_bytes"):
+        number: Any = getattr(sql, name)
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise BadSource(sql.uri, f"{name}={number!r} must be a whole number")
+    since: Any = sql.since
+    if since is None or (isinstance(since, str) and _is_unicode(since)):
+        return
+    if isinstance(since, bool) or not isinstance(since, int | float) or not math.isfinite(since):
+        raise BadSource(sql.uri, f"since={since!r} must be a number, a text, a date or a time")
+
+
+def _shown(sql: Sql) -> str:
+    return sql.uri.encode(errors="backslashreplace").decode()
+
+
+def _is_unicode(text: str) -> bool:
+    """Not so where a half of a surrogate pair stands alone, which no database and no file can be told."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def check_pack(sources: Sequence[AnySource], pack: Pack | str | None, shard_files: int | None) -> Pack | None:
@@ -167,6 +203,8 @@ def check_pack(sources: Sequence[AnySource], pack: Pack | str | None, shard_file
         raise UsageError(f"pack={pack!r} must be 'tar', 'parquet' or an ingest.Pack of one of these formats")
     positive("pack.bytes", made.bytes)
     positive("pack.samples", made.samples)
+    if not isinstance(made.samples, int) or made.samples > MOST_SAMPLES:
+        raise UsageError(f"pack.samples={made.samples!r} must be a whole number up to {MOST_SAMPLES}")
     if not (isinstance(made.max_failed, int | float) and 0 <= made.max_failed <= 1):
         raise UsageError(f"pack.max_failed={made.max_failed!r} must be a share between 0 and 1")
     if shard_files is not None:

@@ -100,6 +100,11 @@ class PictureLedger(JobLedger):
         queues = self._queues(self.run("anew", *_split(name), generation, reason, node))
         return None if queues is None else queues[1:]
 
+    def generation(self, name: str) -> int:
+        """How many moments a picture has had; 0 for one that is gone."""
+        with self.translated():
+            return int(self.redis.hget(self.key("picture", name), "g") or 0)
+
     def dropped(self, job: str, number: str) -> bytes | None:
         """The packed result that a shard had at the moment that was lost last."""
         return self.results(job, [f"old:{number}"])[0]

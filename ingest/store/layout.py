@@ -40,7 +40,7 @@ class Stored(Record):
     """The record of one version of one source: ``size`` and ``digest`` are of what came from the origin.
 
     ``path`` (relative to the store's root) and ``samples`` are of the file that it is; a source that became several
-    files, or others than came, has ``pieces`` instead. ``mirror`` is where it came from if that is not ``uri``.
+    files, or others than came, has ``pieces`` instead. ``mirrors`` are where bytes of it came from beside ``uri``.
     ``validated`` is not written but read from the record's mtime (seconds since 1970).
     """
 
@@ -54,7 +54,7 @@ class Stored(Record):
     samples: int | None = None
     digests: tuple[str, ...] = ()
     pieces: tuple[Mapping[str, Any], ...] = ()
-    mirror: str | None = None
+    mirrors: tuple[str, ...] = ()
     validated: float = 0.0
 
     @property

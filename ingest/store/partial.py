@@ -8,6 +8,7 @@ journal that claims them; so one that was not closed in order is believed only b
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import errno
 import fcntl
 import json
@@ -33,13 +34,16 @@ _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno
 class Journal:
     """What makes a partial file resumable: the strong validator of the version its bytes are of, and the whole length
     if known. ``mixed``: bytes of several validators are in it, so only a digest can tell whether they belong together.
-    Or ``facts``, which only the source's fetcher reads, about the bytes that it claims.
+    Or ``facts``, which only the source's fetcher reads, about the bytes that it claims. ``mirrors``: some of the bytes
+    came from these, which only those who name them trust. ``stated``: the digest of the whole that the origin said.
     """
 
     validator: str
     length: int | None = None
     mixed: bool = False
     facts: Mapping[str, Any] | None = None
+    mirrors: tuple[str, ...] = ()
+    stated: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ def write_journal(part: Path, journal: Journal, spans: Spans, *, synced: bool) -
             "length": journal.length,
             "mixed": journal.mixed,
             "facts": journal.facts,
+            "mirrors": journal.mirrors,
+            "stated": journal.stated,
             "ranges": list(spans),
             "writer": _writer(part.parent),
             "synced": synced,
@@ -90,6 +96,7 @@ def _read(part: Path) -> Left:
         size = part.stat().st_size
         data = json.loads(part.with_suffix(".json").read_bytes())
         journal = Journal(str(data["validator"]), data["length"], bool(data["mixed"]), data["facts"])
+        journal = dataclasses.replace(journal, mirrors=tuple(data["mirrors"]), stated=data["stated"])
         spans = Spans((int(start), int(end)) for start, end in data["ranges"])
         spans.cut(size if journal.length is None else min(size, journal.length))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):

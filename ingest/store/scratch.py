@@ -7,11 +7,12 @@ attempt on this node goes on where this one stopped; what is kept and believed i
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -41,7 +42,8 @@ class Scratch:
     ``journal`` holds what an earlier attempt left, or None. A fetcher that can continue sends ``size`` as its offset;
     one that cannot calls ``restart()``. One that writes the file by other means (a Parquet writer) writes to ``path``
     and then calls ``adopt()``. One that has several ranges in flight calls ``reserve()`` and then ``place()``, from
-    any thread; ``gaps()`` is what is missing. Everything but ``place`` is for the thread that made it.
+    any thread; ``gaps()`` is what is missing. Everything but ``place`` is for the thread that made it. ``mirrors`` are
+    those whose bytes may be taken up without a digest; ``mirror`` is set while it is one of them that brings bytes.
 
     What is published was written by this attempt alone, or taken over from one that surely writes no more.
     """
@@ -53,6 +55,7 @@ class Scratch:
         uri: str,
         *,
         algorithms: frozenset[str] = frozenset(),
+        mirrors: Collection[str] = (),
         max_bytes: int = 1 << 62,
         on_bytes: Callable[[int], None] = lambda n: None,
         keep: bool = True,
@@ -61,7 +64,8 @@ class Scratch:
         self.uri = uri
         self._directory, self._key = directory, key
         self._algorithms = algorithms | {"sha256"}
-        self._verified = bool(algorithms)
+        self._verified, self._mirrors = bool(algorithms), mirrors
+        self.mirror: str | None = None
         self._max_bytes = max_bytes
         self._on_bytes = on_bytes
         self._keep, self._fsync = keep, fsync
@@ -120,6 +124,9 @@ class Scratch:
                 self._copy(best)
             self.journal = best.journal
             self._marked = Spans(self._spans) if best.journal.facts is not None else None
+            if best.journal.stated and not self._verified:
+                with suppress(ImportError):  # the library for it has been removed since
+                    self.expect(best.journal.stated)
             if best.journal.length is None:
                 self._fasten()
             self._claim()
@@ -129,7 +136,8 @@ class Scratch:
 
     def _usable(self, journal: Journal, spans: Spans) -> bool:
         end = max(end for _, end in spans)
-        return max(end, journal.length or 0) <= self._max_bytes and (self._verified or not journal.mixed)
+        trusted = self._verified or not (journal.mixed or set(journal.mirrors) - set(self._mirrors))
+        return trusted and max(end, journal.length or 0) <= self._max_bytes
 
     def _copy(self, left: Left) -> None:
         assert self._file is not None
@@ -214,6 +222,8 @@ class Scratch:
             self._spans.add(offset, offset + size)
             self.size = self._spans.prefix
             self._unclaimed += size
+            if self.journal and self.mirror and self.mirror not in self.journal.mirrors:
+                self.journal = dataclasses.replace(self.journal, mirrors=(*self.journal.mirrors, self.mirror))
             due = self._unclaimed >= _JOURNAL_BYTES or time.monotonic() - self._claimed_at >= _JOURNAL_S
             if due:
                 self._claim()
@@ -269,8 +279,10 @@ class Scratch:
 
         ``mixed``: those so far may be of another one; then only an attempt that knows the file's digest goes on.
         """
+        earlier = self.journal or Journal(validator)
         with self._lock:
-            self.journal, self._marked = Journal(validator, length, mixed), None
+            self.journal = Journal(validator, length, mixed, mirrors=earlier.mirrors, stated=earlier.stated)
+            self._marked = None
             self._claim()
 
     def mark(self, facts: Mapping[str, Any]) -> None:
@@ -321,6 +333,10 @@ class Scratch:
                 late.update(os.pread(self._fileno, min(_READ_BYTES, self._hashed - at), at))
             self._digests[algorithm] = late
         self._expected[algorithm] = value
+        if self.journal is not None:  # the answers that bring the rest need not say it again
+            with self._lock:
+                self.journal = dataclasses.replace(self.journal, stated=digest)
+                self._claim()
 
     def verify(self) -> None:
         """Raises :class:`DigestMismatch` where the bytes are not what was expected."""

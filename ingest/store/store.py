@@ -144,6 +144,7 @@ class Store:
                 key,
                 spec.uri,
                 algorithms=algorithms,
+                mirrors=spec.mirrors,
                 max_bytes=limit,
                 on_bytes=on_bytes,
                 # What a database is asked is read anew; the pages of an API are taken up at the last whole one.
@@ -201,7 +202,7 @@ class Store:
         name: str | None = None,
         samples: Counter | int | None = None,
         converted: bool = False,
-        mirror: str | None = None,
+        mirrors: tuple[str, ...] = (),
     ) -> Stored:
         """Verify, then rename into place: the scratch and its pieces, or only the pieces where it was ``converted`` to
         them. Raises as :meth:`verify`.
@@ -219,7 +220,7 @@ class Store:
         digest = _digest_of(made) if many and not converted else scratch.digest()
         record = Stored(
             uri=spec.uri, path="", size=size, digest=digest, version=version or digest,
-            connection=spec.connection, validator=validator, digests=digests, mirror=mirror,
+            connection=spec.connection, validator=validator, digests=digests, mirrors=mirrors,
         )  # fmt: skip
         directory = source_dir(self.root, key)
         earlier = read_record(directory / f"{version_dir(record.version)}.json")
@@ -230,7 +231,7 @@ class Store:
         if earlier is not None and _same_bytes(earlier.outputs, made) and self._is_whole(earlier):
             made = earlier.outputs
             known = tuple(dict.fromkeys((*earlier.digests, *digests)))
-            record = dataclasses.replace(record, digests=known, mirror=mirror if earlier.mirror else None)
+            record = dataclasses.replace(record, digests=known, mirrors=mirrors if earlier.mirrors else ())
         else:
             # What several files hold is in their folder's name: two nodes whose steps differ never share one.
             folder = version_dir(f"{record.version} {_digest_of(made)}" if many else record.version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import socket
@@ -147,6 +148,17 @@ class TestAnswers(ApiCase):
         assert "limit must be below 100" in error.reason
         assert "s3cret" not in error.reason and len(error.reason) < 300
         assert "<" not in self.fails(self.answering(reply(b"<html>no", 400)), errors.BadResponse).reason
+
+    def test_a_server_that_quotes_what_it_was_sent_gives_no_secret_away(self) -> None:
+        def quoting(call: Call) -> Reply:
+            headers = dict(call.headers)
+            return Reply({"sent": [headers["Authorization"], headers["X-Auth"].split()[1], call.path]}, 400)
+
+        profile = {"user": "bob", "password": "pa ss", "headers": {"X-Auth": "Token t0k3n"}, "params": {"key": "a b&c"}}
+        error = self.fails(self.answering(quoting), errors.BadResponse, self.context(**profile))
+        pair = base64.b64encode(b"bob:pa ss").decode()
+        assert "sent" in error.reason
+        assert not [each for each in ("pa ss", "t0k3n", "a b&c", "a%20b%26c", "a+b%26c", pair) if each in error.reason]
 
     def test_a_range_that_nobody_asked_for_is_no_page(self) -> None:
         spec = self.answering(reply([1], 206, content_range="bytes 0-2/9"))

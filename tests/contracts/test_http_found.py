@@ -128,6 +128,21 @@ def test_a_resumed_file_is_verified_from_its_first_byte(right: bool, origin: Ori
     assert origin.log[-1].headers["Range"] == "bytes=200000-"
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_what_the_first_answer_stated_counts_when_another_attempt_brings_the_rest(
+    right: bool, origin: Origin, tmp_path: Path
+) -> None:
+    tag = {"etag": '"v1"', "accept_ranges": "bytes"}
+    first = server.truncated(DATA, 200_000, repr_digest=f"sha-512=:{b64('sha512', DATA)}:", **tag)
+    rest = server.file(DATA if right else WRONG, etag='"v1"')
+    url = origin.on("/a", server.sequence(first, rest))
+    if right:
+        Rig(tmp_path).gets(DATA, url, attempts=2)
+    else:
+        Rig(tmp_path).fails(errors.DigestMismatch, url, "sha512:.*stated by the origin", attempts=2)
+    assert origin.log[-1].headers["Range"] == "bytes=200000-"
+
+
 def test_a_digest_that_is_learnt_late_is_of_all_bytes(tmp_path: Path) -> None:
     scratch = Scratch(tmp_path, "key", "x://")
     scratch.write(DATA[:1000])
@@ -231,6 +246,15 @@ def test_a_list_is_fetched_once_for_all_files_of_a_shard(origin: Origin, tmp_pat
     listed = origin.put("/SHA256SUMS", b"".join(sums(DATA, f"{n}.tar") for n in range(5)))
     for n in range(5):
         rig.fetch(origin.put(f"/{n}.tar", DATA), checksums=listed)
+    assert origin.count("/SHA256SUMS") == 1
+
+
+def test_a_list_that_cannot_be_had_is_asked_for_once_as_well(origin: Origin, tmp_path: Path) -> None:
+    """Else each of a thousand files would wait anew for a server that is silent."""
+    rig, listed = Rig(tmp_path), origin.on("/SHA256SUMS", server.status(503, retry_after="7"))
+    for n in range(3):
+        error = rig.fails(errors.Throttled, origin.put(f"/{n}.tar", DATA), "its list of checksums", checksums=listed)
+        assert error.retry_after_s == 7
     assert origin.count("/SHA256SUMS") == 1
 
 

@@ -39,6 +39,37 @@ def test_credentials_do_not_go_to_another_host(origin: Origin, tmp_path: Path) -
         assert not {"Authorization", "X-Api-Key", "Cookie"} & set(other.log[0].headers)
 
 
+def test_credentials_go_to_the_host_that_is_really_asked(origin: Origin, tmp_path: Path) -> None:
+    """Readers of URLs differ: to some of them what is before the backslash is a user's name."""
+    with Origin() as other:
+        behind = f"@127.0.0.1:{origin.port}/x"
+        url = origin.on("/a", server.redirect(f"http://localhost:{other.port}\\{behind}"))
+        profile = Connection("corp", {"match": origin.url("/"), "bearer": "s3cret", "headers": {"X-Api-Key": "k3y"}})
+        rig = Rig(tmp_path, connections={"corp": profile})
+        rig.fails(errors.NotFound, url, "404", connection="corp")
+        assert origin.log[0].headers["Authorization"] == "Bearer s3cret"
+        assert not {"Authorization", "X-Api-Key"} & set(other.log[0].headers)
+
+
+def test_a_profile_of_a_host_is_for_no_other_whatever_is_before_the_at(origin: Origin, tmp_path: Path) -> None:
+    """A client would have refused the password; whoever writes to the queue himself has no such client."""
+    with Origin() as other:
+        other.put("/a", DATA)
+        url = f"http://127.0.0.1:x@localhost:{other.port}/a"
+        profile = Connection("corp", {"match": "http://127.0.0.1", "bearer": "s3cret"})
+        rig = Rig(tmp_path, connections={"corp": profile})
+        rig.fails(errors.EgressDenied, url, "is for URIs under http://127.0.0.1 only", connection="corp")
+        rig.gets(DATA, url)
+        assert "Authorization" not in other.log[0].headers
+        rig.fetch(origin.put("/b", DATA))
+        assert origin.log[0].headers["Authorization"] == "Bearer s3cret", "any port of that host"
+
+
+@pytest.mark.parametrize("url", ["http://h:99999/a", "http://h:abc/a", "http://[::1", "http://[::1]x/a", "http://*/a"])
+def test_what_is_no_url_is_said_on_the_node_too(url: str, tmp_path: Path) -> None:
+    Rig(tmp_path).fails(errors.BadResponse, url, "not a URL")
+
+
 def tls(root: Path, **certificate: Any) -> tuple[Origin, str]:
     context, ca = self_signed(root, **certificate)
     return Origin(tls=context), ca

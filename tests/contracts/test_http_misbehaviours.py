@@ -83,6 +83,8 @@ RESUMED = [
     Case("`multipart/byteranges` to a resume",
          lambda: cut(part(None, b"--x\r\n\r\n" + DATA[AT:], content_type="multipart/byteranges; boundary=x"), WHOLE),
          attempts=2),
+    Case("an encoded range to a resume", lambda: cut(part(REST, OTHER[AT:], content_encoding="gzip"), WHOLE),
+         attempts=2),
     Case("another ETag at a resume", lambda: cut(server.file(OTHER, etag='"v2"')), data=OTHER, attempts=2),
     Case("206 to a resume with another ETag",
          lambda: cut(part(REST, OTHER[AT:], etag='"v2"'), server.file(OTHER, etag='"v2"')), data=OTHER, attempts=2),

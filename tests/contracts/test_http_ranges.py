@@ -380,7 +380,7 @@ class TestMisbehaviour:
         def twist(answer: Answer) -> None:
             answer.shift = 1000
 
-        case.serve(slow(twist=on_range(1)(twist)))
+        case.serve(slow(twist=on_range()(twist)))
         scratch = case.scratch()
         case.fetch(scratch)
         assert scratch.digest() == "sha256:" + hashlib.sha256(scratch.path.read_bytes()).hexdigest()

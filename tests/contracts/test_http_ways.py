@@ -52,6 +52,23 @@ class TestRedirects(HttpCase):
 
         assert self.fetch(self.answering(answer))[0] == b"x"
 
+    def test_slow_body_of_a_redirect_is_not_waited_for(self) -> None:
+        """It may take as long as the server likes, and is above what counts as a stall."""
+        self.put("end", b"x")
+
+        def answer(to: server.Handler) -> None:
+            to.head(302, {"Location": "/end", "Content-Length": "60000"})
+            for _ in range(30):
+                to.send(b"y" * 100)
+                if not to.wait(1.0):
+                    return
+            ended.append(True)
+            to.cut()
+
+        ended: list[bool] = []
+        assert self.fetch(self.answering(answer), context=configured(http=Http(stall_bytes=10)))[0] == b"x"
+        assert not ended and len({asked.client for asked in self.origin.log}) == 2
+
     def test_cookie_of_a_redirect_is_for_its_own_origin_only(self) -> None:
         with Origin() as other:
             other.put("/end", b"x")

@@ -200,6 +200,22 @@ def test_the_bucket_is_in_the_path_or_in_the_host(
     assert scripted.lines[-1].removeprefix("GET ").partition("?")[0] == want
 
 
+@pytest.mark.parametrize("path_style", [None, False])
+@pytest.mark.parametrize("bucket", ["{}#", "{}?", "user@{}", "..", "."])
+def test_a_bucket_makes_no_other_host_of_the_endpoint(
+    bucket: str, path_style: bool | None, scripted: Scripted, tmp_path: Path
+) -> None:
+    """Where it is in front of the endpoint's name, it would be asked with the profile's token."""
+    uri = f"s3://{bucket.format(scripted.endpoint.removeprefix('http://'))}/key"
+    values = {} if path_style is None else {"path_style": path_style}
+    context = profile(endpoint="http://s3.test:9000", key="OWN", secret="s", token="t0ken", **values)
+    with pytest.raises(errors.BadResponse, match="no name of a bucket"):
+        S3Fetcher().fetch(FileSpec(0, 0, uri), scratch(tmp_path), None, context)
+    with pytest.raises(errors.BadResponse, match=r"no name of a bucket|names no bucket"):
+        list(S3Fetcher().expand(Source(uri.removesuffix("key")), context))
+    assert scripted.requests == []
+
+
 # -- denials ---------------------------------------------------------------------------------------------------------
 
 

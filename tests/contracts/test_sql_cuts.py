@@ -25,8 +25,9 @@ from ingest.model import FileSpec
 from ingest.store.scratch import Scratch
 from tests.contracts.sqls import fetch, fetched, plan, profile, read
 from tests.servers.postgres import PostgresServer, postgres_server
+from workers import parquet
 from workers.fetchers.base import Context
-from workers.fetchers.sql import SqlFetcher, parts, writer
+from workers.fetchers.sql import SqlFetcher, parts
 from workers.fetchers.sql.databases import opened
 from workers.fetchers.sql.databases import postgres as postgres_module
 from workers.fetchers.sql.databases import sqlite as sqlite_module
@@ -368,7 +369,7 @@ def test_a_lone_partition_that_is_continued(context: Context, tmp_path: Path) ->
 
 
 def test_row_groups_end_at_their_bytes_too(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "ROW_GROUP_BYTES", 4 << 20)
+    monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 4 << 20)
     query = "SELECT i AS id, repeat(md5(i::text), 10000) AS wide FROM generate_series(1, 60) AS i"
     (spec,) = plan(context, query=query)
     with fetched(context, spec, tmp_path) as (file,):
@@ -398,6 +399,14 @@ def test_memory_is_flat_whatever_the_rows(
     )
     found, peak_kb = map(int, done.stdout.split())
     assert found == rows and peak_kb < most_mb * 1024
+
+
+def test_more_files_than_a_result_may_hold(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "MOST_FILES", 5)
+    (spec,) = plan(context, table="keys", columns=("id",), row_group_rows=100, file_bytes=1)
+    with pytest.raises(errors.TooLarge, match="more than 5 files of 1 bytes"), fetched(context, spec, tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_pieces_are_gone_when_the_fetch_fails(context: Context, tmp_path: Path) -> None:

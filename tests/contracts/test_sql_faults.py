@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sqlite3
@@ -14,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pyarrow.parquet as pq
 import pytest
 
 from ingest import errors
 from ingest.sections import Limits
 from ingest.store.scratch import Scratch
-from tests.contracts.sqls import fetch, plan, profile, read
+from tests.contracts.sqls import fetch, fetched, plan, profile, read
 from tests.servers.postgres import PostgresServer, postgres_server
 from workers.fetchers.base import Context
 from workers.fetchers.sql import SqlFetcher
+from workers.fetchers.sql.databases import opened
 
 #: Rows that are far more than a socket's buffers hold: the server is still at it when the first come.
 WIDE = "SELECT i AS id, repeat(md5(i::text), 100) AS v FROM generate_series(1, 200000) AS i"
@@ -311,6 +314,76 @@ def test_sqlite_can_be_written_when_a_worker_has_died(lite: Path, tmp_path: Path
         worker.wait()
     with closing(sqlite3.connect(lite, timeout=0)) as db, db:
         db.execute("DELETE FROM t")
+
+
+#: Prints what becomes of a writer.
+_WRITE = """
+import sqlite3, sys
+try:
+    with sqlite3.connect(sys.argv[1], timeout=1) as db:
+        db.execute("UPDATE t SET v = 'new'")
+        db.commit()
+        print(db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() and "written")
+except sqlite3.OperationalError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another thread"])
+def test_sqlite_rows_stay_as_they_are_while_they_are_read(mode: str, beside: bool, lite: Path, tmp_path: Path) -> None:
+    """All locks of a process on a file are one, whichever library and thread took them, and so are easily lost."""
+    with closing(sqlite3.connect(lite)) as db:
+        db.execute(f"PRAGMA journal_mode = {mode}")
+    context = profile(f"sqlite:///{lite}")
+    (spec,) = plan(context, table="t", row_group_rows=100)
+    with opened(spec.uri, context) as database:
+        moment = database.moment()
+    spec = dataclasses.replace(spec, request={**(spec.request or {}), "moment": moment})
+    others: list[threading.Thread] = []
+    said: list[str] = []
+
+    def write(_: int) -> None:
+        if said:
+            return
+        if beside:
+            others.append(threading.Thread(target=plan, args=(context,), kwargs={"query": "SELECT 1 AS one"}))
+            others[0].start()
+        command = [sys.executable, "-c", _WRITE, str(lite)]
+        said.append(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+
+    with fetched(context, spec, tmp_path, write) as (file,):
+        assert "new" not in pq.read_table(file.path)["v"].to_pylist()
+    for other in others:
+        other.join()
+    assert said == ["written" if mode == "wal" else "database is locked"]
+
+
+@pytest.mark.parametrize(
+    ("declared", "planned", "later"),
+    [("INTEGER", 1, 1.5), ("REAL", 1.5, "abc"), ("REAL", 1.5, b"2"), ("", 1.5, 2**60 + 1), ("", 1, "abc"),
+     ("DECIMAL(5,2)", 1.25, 1.234), ("DECIMAL(5,2)", 1.25, "abc")],
+)  # fmt: skip
+def test_sqlite_values_of_another_type_than_was_planned(
+    declared: str, planned: Any, later: Any, tmp_path: Path
+) -> None:
+    with closing(sqlite3.connect(tmp_path / "x.db")) as db:
+        db.execute(f"CREATE TABLE t (v {declared})")
+        db.execute("INSERT INTO t VALUES (?)", (planned,))
+        db.commit()
+        context = profile(f"sqlite:///{tmp_path / 'x.db'}")
+        (spec,) = plan(context, table="t")
+        db.execute("INSERT INTO t VALUES (?)", (later,))
+        db.commit()
+        with pytest.raises(errors.BadResponse, match=r"column 'v' holds what .* cannot"):
+            fetch(context, spec, tmp_path)
+
+
+def test_sqlite_ends_a_statement_that_takes_too_long(lite: Path, tmp_path: Path) -> None:
+    limits = Limits(connect_s=0.1, stall_s=0.2, soft_s=0.5)
+    endless = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT max(x) AS x FROM c"
+    with pytest.raises(errors.FetchTimeout, match=r"the limit is 0\.5 s"):
+        read(profile(f"sqlite:///{lite}", limits=limits), tmp_path, query=endless)
 
 
 def test_a_damaged_sqlite_file(lite: Path, tmp_path: Path) -> None:

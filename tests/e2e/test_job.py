@@ -13,6 +13,7 @@ import ingest
 from ingest.app import app_for
 from tests.servers.http import Origin, endless, file, flaky, slow_start, status
 from tests.servers.node import Service, until
+from tests.unit.converting import zip_of
 
 
 def sha(data: bytes) -> str:
@@ -174,6 +175,19 @@ def test_attach_before_during_and_after(service: Service, origin: Origin) -> Non
     gate.set()
     assert next(stream).path.read_bytes() == b"late" and list(stream) == []
     assert len(service.client().job(job.id).paths()) == 2
+
+
+def test_into_leads_not_into_the_store(service: Service, origin: Origin, tmp_path: Path) -> None:
+    store = service.root / "store"
+    (tmp_path / "link").symlink_to(store)
+    url, packed = origin.put("/a", b"a"), origin.put("/store.zip", zip_of([("index/mine", b"{}")]))
+    asked: list[tuple[str, Path, str | None]] = [(url, store, None), (url, store / "index" / "00", None)]
+    for uri, into, convert in [*asked, (url, tmp_path / "link" / "x", None), (packed, service.root, "unpack")]:
+        job = service.client().submit(uri, into=into, convert=convert)
+        assert job.wait(timeout=30).state == "failed"
+        (failure,) = job.failures()
+        assert failure.error == "EgressDenied" and "is in the store of node" in failure.reason
+    assert not (store / "a").exists() and not (store / "index" / "mine").exists()
 
 
 def test_into_makes_the_files_appear_under_their_names(service: Service, origin: Origin, tmp_path: Path) -> None:

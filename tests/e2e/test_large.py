@@ -1,8 +1,11 @@
-"""Large things in flat memory: 2 GB over HTTP and over S3, a table of 2,000,000 rows; every process of the worker is
-watched."""
+"""Large things in flat memory: a file over HTTP and over S3, a table; every process of the worker is watched.
+
+INGEST_TEST_LARGE=5000:10000000 says how many MB and rows.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -16,8 +19,8 @@ from tests.servers.large import large_origin
 from tests.servers.node import Service, running_service
 from tests.servers.postgres import postgres_server
 
-SIZE = 2 << 30
-ROWS = 2_000_000
+SIZE, ROWS = map(int, os.environ.get("INGEST_TEST_LARGE", "1000:2000000").split(":"))
+SIZE <<= 20
 MOST_RESIDENT_MB = 300
 
 
@@ -53,12 +56,12 @@ def _resident_mb(pid: int) -> float:
 
 def _free(path: Path) -> None:
     if shutil.disk_usage(path).free < 3 * SIZE:
-        pytest.skip("needs 6 GB of free disk")
+        pytest.skip(f"needs {3 * SIZE >> 30} GB of free disk")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("scheme", ["http", "s3"])
-def test_two_gigabytes_arrive_in_flat_memory(tmp_path: Path, scheme: str) -> None:
+def test_a_large_file_arrives_in_flat_memory(tmp_path: Path, scheme: str) -> None:
     _free(tmp_path)
     with large_origin(SIZE) as origin:
         config = f'[connections.big]\nendpoint = "{origin.endpoint}"\nanonymous = true\n[store]\nfsync = false\n'
@@ -66,14 +69,15 @@ def test_two_gigabytes_arrive_in_flat_memory(tmp_path: Path, scheme: str) -> Non
         connection = None if scheme == "http" else "big"
         with running_service(tmp_path, config=config) as service, Watch(service) as watch:
             job = service.client().submit(ingest.Source(uri, digest=origin.digest, connection=connection))
-            (file,) = job.files(timeout=200)
+            (file,) = job.files(timeout=1000)
             assert file.size == SIZE and file.digest == origin.digest
             file.path.unlink()
-    assert watch.peak_mb < MOST_RESIDENT_MB, f"{watch.peak_mb:.0f} MB"
+    print(f"{watch.peak_mb:.0f} MB resident at most")
+    assert watch.peak_mb < MOST_RESIDENT_MB
 
 
-@pytest.mark.timeout(240)
-def test_two_million_rows_arrive_in_flat_memory(tmp_path: Path) -> None:
+@pytest.mark.timeout(1200)
+def test_a_large_table_arrives_in_flat_memory(tmp_path: Path) -> None:
     with postgres_server() as postgres:
         postgres.execute(
             "CREATE TABLE big AS SELECT n AS id, n * 2 AS a, n / 3.0::float8 AS b, md5(n::text) AS c, "
@@ -83,7 +87,7 @@ def test_two_million_rows_arrive_in_flat_memory(tmp_path: Path) -> None:
         config = f'[connections.db]\nurl = "{postgres.url}"\n'
         with running_service(tmp_path, config=config) as service, Watch(service) as watch:
             job = service.client().submit(ingest.Sql("db", table="big", partition_on="id", partitions=2))
-            files = job.files(timeout=200)
+            files = job.files(timeout=1000)
             assert job.status().state in TERMINAL_JOB and job.failures() == []
             counts = [f.samples or 0 for f in files]
             assert sum(counts) == ROWS and min(counts) > 0.45 * ROWS, "two files of about one size"
@@ -93,4 +97,5 @@ def test_two_million_rows_arrive_in_flat_memory(tmp_path: Path) -> None:
                 for batch in pq.ParquetFile(f.path).iter_batches(columns=["id"])
             )
             assert total == ROWS * (ROWS + 1) // 2
-    assert watch.peak_mb < MOST_RESIDENT_MB, f"{watch.peak_mb:.0f} MB"
+    print(f"{watch.peak_mb:.0f} MB resident at most")
+    assert watch.peak_mb < MOST_RESIDENT_MB

@@ -176,11 +176,30 @@ def test_killed_half_way_another_process_goes_on_with_what_has_come(tmp_path: Pa
 
 def test_what_cannot_be_packed_is_said_at_once(service: Service) -> None:
     client = service.client()
-    for wrong in ("zip", ingest.Pack(samples=0), ingest.Pack(bytes=0), ingest.Pack(max_failed=2)):
+    for wrong in (
+        "zip",
+        ingest.Pack(samples=0),
+        ingest.Pack(samples=100_001),
+        ingest.Pack(samples=2.5),  # type: ignore[arg-type]
+        ingest.Pack(bytes=0),
+        ingest.Pack(max_failed=2),
+    ):
         with pytest.raises(ingest.UsageError):
             client.submit("http://127.0.0.1/a", pack=wrong)
     with pytest.raises(ingest.UsageError, match="database"):
         client.submit(ingest.Sql("db", table="t"), pack="tar")
+
+
+def test_a_row_that_nobody_could_hold(service: Service, origin: Origin, tmp_path: Path) -> None:
+    large = tmp_path / "large.bin"
+    with open(large, "wb") as made:
+        made.truncate((128 << 20) + 1)
+    urls = [*serve(origin, 3), f"file://{large}"]
+    job = service.client().submit(urls, pack=ingest.Pack("parquet", max_failed=0.5))
+    (path,) = job.paths(timeout=60)
+    assert pq.read_table(path)["uri"].to_pylist() == urls[:3]
+    (failure,) = job.failures()
+    assert failure.source == urls[3] and failure.error == "TooLarge" and "a tar has no such limit" in failure.reason
 
 
 def test_a_dataset_reads_packed_shards(service: Service, origin: Origin) -> None:

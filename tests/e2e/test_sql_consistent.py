@@ -434,6 +434,24 @@ def test_the_next_job_has_what_is_new(
     assert client.cursor(sql) == "2026-01-05"
 
 
+@pytest.mark.parametrize(("kind", "value"), [("float8", "NaN"), ("float8", "Infinity"), ("timestamptz", "infinity")])
+def test_a_cursor_above_which_nothing_would_ever_be(
+    service: Service, postgres: PostgresServer, kind: str, value: str
+) -> None:
+    postgres.execute(
+        "DROP TABLE IF EXISTS ends",
+        f"CREATE TABLE ends (id INTEGER, at {kind})",
+        f"INSERT INTO ends VALUES (1, '{value}')",
+    )
+    client = service.client()
+    sql = ingest.Sql("pg", table="ends", columns=("id",), incremental_on="at")
+    job = client.submit(sql)
+    assert job.wait(timeout=30).state == "failed"
+    (failure,) = job.failures()
+    assert failure.error == "BadResponse" and f"at is {value} in some row" in failure.reason
+    assert client.cursor(sql) is None
+
+
 def test_the_cursor_stays_until_all_partitions_are_there(service: Service, postgres: PostgresServer) -> None:
     postgres.execute("CREATE TABLE strict AS SELECT i AS id, 1 AS zero FROM generate_series(1, 400) AS i")
     postgres.execute("UPDATE strict SET zero = 0 WHERE id = 350")

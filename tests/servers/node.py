@@ -46,6 +46,14 @@ class Worker:
         self.process.kill()
         self.process.wait(10)
 
+    def end(self) -> None:
+        """All of it, at once: there are tests of how it ends well, which takes seconds."""
+        if self.process.poll() is None:
+            for agent in self.agents():
+                os.kill(agent, signal.SIGKILL)
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(10)
+
     def stop(self) -> int:
         """SIGTERM, and wait for the end. Returns the exit status."""
         if self.process.poll() is None:
@@ -162,10 +170,4 @@ def running_service(
             yield service
         finally:
             for worker in service.workers:
-                if worker.process.poll() is None:
-                    worker.process.send_signal(signal.SIGTERM)
-            for worker in service.workers:
-                try:
-                    worker.process.wait(30)
-                except subprocess.TimeoutExpired:
-                    worker.kill()
+                worker.end()

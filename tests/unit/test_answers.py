@@ -114,6 +114,7 @@ def test_content_range(text: str, parts: tuple[int | None, ...]) -> None:
         ("attachment; filename*=unicode_escape''%5Cd", None), ("attachment; filename*=punycode''xn--; filename=y", "y"),
         (f'attachment; filename="{"x" * 300}.tar"', "x" * 196 + ".tar"),
         ("attachment; filename*=utf-8'de'a%E2%80%AEgpj.exe", "a_gpj.exe"),
+        ('attachment; filename=".bashrc"', "bashrc"), ('attachment; filename=". .a.tar"', "a.tar"),
     ],
 )  # fmt: skip
 def test_content_disposition(text: str, name: str | None) -> None:

@@ -340,6 +340,15 @@ class TestUnpack:
         packed = zip_of(((f"d{n}/", b"") for n in range(1200)), zipfile.ZIP_STORED)
         assert "entries" in bench.fails(errors.BadResponse, "a.zip", packed, "unpack:max_files=10")
 
+    def test_a_directory_that_would_fill_the_memory(self, bench: Bench) -> None:
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as made:
+            for number in range(600):
+                info = zipfile.ZipInfo(f"{number}")
+                info.comment = bytes(60_000)
+                made.writestr(info, b"")
+        assert "its directory has" in bench.fails(errors.BadResponse, "a.zip", packed.getvalue(), "unpack")
+
     def test_many_members_need_no_open_files(self, bench: Bench) -> None:
         before = len(os.listdir("/proc/self/fd"))
         seen = []
@@ -431,6 +440,7 @@ class TestRequests:
             ("unpack:nope=1", "max_files"),
             ("unpack:max_files=0", "1 or more"),
             ("unpack:max_files=true", "whole number"),
+            ("unpack:max_files=200001", "at most 200000"),
             ("unpack:max_files=1.5", "whole number"),
             ("unpack:folder=1", "true or false"),
             ("unpack:others=maybe", "error, skip"),

@@ -98,7 +98,8 @@ def test_what_only_a_resolver_makes_an_address_is_judged_when_connected(text: st
         _visit(trail, "127.0.0.1")
 
 
-METADATA = ["169.254.169.254", "169.254.170.2", "fe80::1", "fd00:ec2::254", "100.100.100.200", "168.63.129.16"]
+METADATA = ["169.254.169.254", "169.254.170.2", "fe80::1", "fd00:ec2::254", "fd00:ec2::23", "fd00:42::42",
+            "100.100.100.200", "168.63.129.16"]  # fmt: skip
 
 
 @pytest.mark.parametrize("address", METADATA)

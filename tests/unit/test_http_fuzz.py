@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 import unicodedata
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -54,6 +55,18 @@ SHAPES = {
     "Content-Type": shaped("text/html", ";", " ", "charset"),
 }
 HEADERS = st.fixed_dictionaries({}, optional={name: shape | WILD for name, shape in SHAPES.items()})
+
+
+@pytest.mark.parametrize("letter", ["a", "-", " ", "=", ":", ",", ";", "a=", "a=:", ", ", '"', "\\", "; a"])
+def test_no_long_header_takes_long(letter: str) -> None:
+    """One of 64 KiB, where a search that begins anew at each letter takes more than a minute."""
+    headers, began = dict.fromkeys(SHAPES, letter * (60_000 // len(letter))), time.process_time()
+    with suppress(errors.FetchError):
+        answers.content_length(URI, headers)
+    found.stated(200, headers)
+    answers.content_range(headers), answers.disposition_name(headers), answers.validator(headers)
+    answers.retry_after_s(headers), answers.rate_limit_reset_s(headers)
+    assert time.process_time() - began < 10
 
 
 @given(HEADERS, st.integers(100, 999))

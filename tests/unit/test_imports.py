@@ -31,11 +31,12 @@ ARROWS: dict[str, set[str]] = {
     "ingest.streams": set(),
     "ingest.manifests": {"ingest.streams", *NOUNS},
     "ingest.digests": NOUNS,
-    "ingest.placement": {"ingest.app", *NOUNS},
+    "ingest.queues": set(),
+    "ingest.placement": {"ingest.queues", *NOUNS},
     "ingest.ledger": {"ingest.names", "ingest.sections", "ingest.settings", *NOUNS},
     "ingest.store": {"ingest.digests", "ingest.names", "ingest.sections", "ingest.settings", *NOUNS},
-    "ingest.app": {"ingest.errors", "ingest.sections", "ingest.settings"},
-    "ingest.doorbell": {"ingest.app", "ingest.errors", "ingest.ledger", "ingest.sections", "ingest.settings"},
+    "ingest.app": {"ingest.errors", "ingest.queues", "ingest.sections", "ingest.settings"},
+    "ingest.doorbell": {"ingest.queues"},
 }
 ARROWS["ingest.client"] = set(ARROWS)
 ARROWS["ingest.dataset"] = {"ingest.client", "ingest.settings", "ingest.store", "ingest.streams", *NOUNS}
@@ -54,8 +55,8 @@ KEPT_APART = {
 }
 
 #: ``import ingest`` is in every training script, and in every DataLoader worker again.
-HEAVY = ("torch", "pyarrow", "numpy", "s3fs", "obstore", "sqlalchemy", "boto3", "aiohttp", "rich")
-IMPORT_S = 0.5
+HEAVY = ("celery", "torch", "pyarrow", "numpy", "s3fs", "obstore", "sqlalchemy", "boto3", "aiohttp", "rich")
+IMPORT_S = 0.4
 
 
 def modules() -> dict[str, Path]:

@@ -165,6 +165,30 @@ def test_what_came_from_a_mirror_is_for_those_who_name_it(tmp_path: Path, origin
     assert not record.reused and rig.transfer.reuse(rig.spec([a])), "the source has said so itself by now"
 
 
+def test_what_a_mirror_left_is_gone_on_with_by_those_who_name_it(rig: Rig) -> None:
+    """Else it would decide what others get of the file, under the tag that the file has everywhere."""
+    twisted = server.truncated(b"x" * SIZE, 3 * MB, etag='"v1"', accept_ranges="bytes")
+    with pytest.raises(errors.TransientFetchError):
+        rig.fetch(server.status(503), twisted)
+    own = Ranged(SIZE, etag='"v1"')
+    assert rig.bytes_of(rig.fetch(own)) == DATA and own.answers == [(200, 0, SIZE)]
+
+
+def test_the_source_that_goes_on_with_what_a_mirror_left_does_not_answer_for_it(rig: Rig) -> None:
+    cut = server.truncated(DATA, 3 * MB, etag='"v1"', accept_ranges="bytes")
+    with pytest.raises(errors.TransientFetchError):
+        rig.fetch(server.status(503), cut)
+    own = Ranged(SIZE, etag='"v1"')
+    urls = rig.serve(own, cut)
+    spec = rig.spec(urls)
+    (record,) = rig.transfer.fetch(spec)
+    assert rig.bytes_of(record) == DATA and own.answers == [(206, 3 * MB, SIZE)]
+    assert record.version == record.digest, "an ETag would be the source's own word"
+    rig.transfer.fresh_s = 600.0
+    assert rig.transfer.reuse(spec) and rig.transfer.reuse(rig.spec(urls[:1], digest=DIGEST))
+    assert rig.transfer.reuse(rig.spec(urls[:1])) is None
+
+
 def test_a_full_disk_is_no_reason_to_ask_a_mirror(rig: Rig) -> None:
     rig.store.limits.__dict__["max_file_bytes"] = 1 << 40
 

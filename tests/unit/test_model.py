@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -231,6 +232,13 @@ def test_a_key_tells_profiles_and_questions_apart() -> None:
 def test_a_failure_is_a_sentence() -> None:
     assert str(Failure("u", "NotFound", "404", 1, "j.0", "n1")) == "u: 404 (NotFound after 1 attempt on node n1)"
     assert str(Failure("u", "Truncated", "short", 3, "j.0")) == "u: short (Truncated after 3 attempts)"
+
+
+def test_a_time_to_begin_after_is_told_in_utc() -> None:
+    """Not every database looks at the zone of a time, or for every type."""
+    noon = datetime(2026, 1, 2, 12, tzinfo=timezone(timedelta(hours=2)))
+    assert Sql("lake", table="t", incremental_on="at", since=noon).since == "2026-01-02 10:00:00+00:00"
+    assert Sql("lake", table="t", incremental_on="at", since=noon.replace(tzinfo=None)).since == "2026-01-02 12:00:00"
 
 
 def test_what_may_be_submitted() -> None:

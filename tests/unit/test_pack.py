@@ -50,6 +50,12 @@ def test_keys_are_unique_and_those_without_one_sort_as_the_request_does() -> Non
     assert made == ["0000-000000000", "x", "x_0000-000000002", "0000-000000004"]
 
 
+def test_a_key_that_looks_like_what_we_make_of_another_one() -> None:
+    specs = [spec(0, "x_0000-000000002"), spec(1, "x"), spec(2, "x")]
+    made = [entry.key for entry in entries(specs, {n: sample(n) for n in range(3)})]
+    assert made == ["x_0000-000000002", "x", "x_0000-000000002_0000-000000002"]
+
+
 def test_metadata_of_a_manifest_is_in_the_json() -> None:
     (entry,) = entries([FileSpec(0, 0, "s3://b/k", metadata={"caption": "a cat"})], {0: sample(0)})
     assert entry.facts["metadata"] == {"caption": "a cat"} and entry.facts["uri"] == "s3://b/k"

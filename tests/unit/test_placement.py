@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.app import FETCH_QUEUE, node_queue, queues_of
 from ingest.errors import NoDataNode
 from ingest.placement import choose_queue, rendezvous
+from ingest.queues import FETCH_QUEUE, node_queue, queues_of
 
 NAMES = st.lists(st.from_regex(r"\A[a-z0-9][a-z0-9.-]{0,9}\Z"), min_size=1, max_size=8, unique=True)
 KEYS = [f"https://host/{n}" for n in range(3000)]

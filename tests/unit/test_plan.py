@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from ingest.app import FETCH_QUEUE, app_for
+from ingest.app import app_for
 from ingest.ledger import Claim, NewUnit, Result, WorkLedger
 from ingest.ledger.redis import text
 from ingest.model import Failure, FileSpec, JobOptions
+from ingest.queues import FETCH_QUEUE
 from ingest.record import unpack_json
 from ingest.sections import Limits, StoreLimits
 from ingest.settings import Settings

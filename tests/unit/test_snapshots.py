@@ -30,7 +30,7 @@ from tests.unit.ledgers import (
     shards,
     state,
 )
-from workers.fetchers.sql.databases.moments import file_moment
+from workers.fetchers.sql.databases.moments import FileState
 
 SQL = Sql("pg", table="t", partition_on="id", partitions=4)
 WISH = Wish("held", "n1", "pg", SQL.uri, 3)
@@ -382,15 +382,20 @@ def test_shards_of_other_sources_have_no_picture(ledger: WorkLedger) -> None:
 @pytest.mark.parametrize("mode", ["delete", "wal", "truncate"])
 def test_every_transaction_is_another_moment_of_a_file(tmp_path: Path, mode: str) -> None:
     path = str(tmp_path / "db")
-    with closing(sqlite3.connect(path)) as writer, closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as reader:
+    read_only = f"file:{path}?mode=ro"
+    with (
+        closing(sqlite3.connect(path)) as writer,
+        closing(FileState(path)) as state,
+        closing(sqlite3.connect(read_only, uri=True)) as reader,
+    ):
         writer.execute(f"PRAGMA journal_mode = {mode}")
         writer.execute("CREATE TABLE t (i INTEGER)")
         seen = set()
         for n in range(20):
             reader.execute("SELECT count(*) FROM t").fetchone()
-            assert file_moment(path) not in seen
-            seen.add(file_moment(path))
-            assert file_moment(path) in seen
+            assert state.now() not in seen
+            seen.add(state.now())
+            assert state.now() in seen
             writer.execute("DELETE FROM t" if n % 3 == 2 else "INSERT INTO t VALUES (1)")
             writer.commit()
             if n % 7 == 6 and mode == "wal":

@@ -151,6 +151,18 @@ REFUSED: list[tuple[AnySource, str]] = [
     (Sql("lake", table="t", file_bytes=0), "file_bytes=0"),
     (Sql("lake", table="t", order_by="id"), "must be columns"),  # type: ignore[arg-type]
     (Sql("lake", table="t", order_by=(" ",)), "must be columns"),
+    (Sql("lake", table="t", order_by=None), "must be columns"),  # type: ignore[arg-type]
+    (Sql("lake", table="t", columns="id"), "must be columns"),  # type: ignore[arg-type]
+    (Sql("lake", table="t", columns=("\ud800",)), "Unicode"),
+    (Sql("lake", table=5), "must be text"),  # type: ignore[arg-type]
+    (Sql("lake", table="t", where=" "), "where= is empty"),
+    (Sql("lake", query="SELECT '\ud800'"), "query= is no Unicode"),
+    (Sql("lake", table="\ud800"), "table= is no Unicode"),
+    (Sql("lake", table="t", partitions="4"), "partitions='4' must be a whole number"),  # type: ignore[arg-type]
+    (Sql("lake", table="t", partitions=2.5), "whole number"),  # type: ignore[arg-type]
+    (Sql("lake", table="t", row_group_rows=1 << 64), "row_group_rows="),
+    (Sql("lake", table="t", incremental_on="i", since=float("nan")), "since=nan"),
+    (Sql("lake", table="t", incremental_on="i", since=[1]), "since=[1]"),
     (Source("https://h/{0..1}", mirrors=("https://m/a",)), "one file"),
     (Source("s3://b/*.tar", mirrors=("https://m/a",)), "one file"),
     (Source("https://h/a", mirrors=("https://m/{0..1}",)), "https://m/{0..1} is a range"),

@@ -22,6 +22,8 @@ _LOCAL, _EMPTY, _SPANNED = b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08"
 _END, _END64, _LOCATOR64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
 _ENTRY, _HEADER = struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s5H3L2H")
 _MOST_COMMENT = 0xFFFF
+#: Bytes of a directory, which ``zipfile`` holds in memory, with what it makes of them.
+_MOST_DIRECTORY = 32 << 20
 _READ_BYTES = 256 << 10
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _METHODS = {0: "stored", 8: "deflate", 12: "bzip2"}
@@ -183,4 +185,6 @@ def _directory(archive: BinaryIO) -> tuple[int, int]:
                 size = _END64.unpack(raw)[8]
     if size > end:
         raise Damaged("its directory is larger than the archive")
+    if size > _MOST_DIRECTORY:
+        raise Damaged(f"its directory has {size} bytes, {_MOST_DIRECTORY} are allowed: it is a bomb")
     return end - size, size

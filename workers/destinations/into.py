@@ -74,6 +74,7 @@ class Into:
         assert self._into is not None
         directory = files.path_of(self._into) if self._into.startswith("file://") else self._into
         self._check_roots(uri, directory)
+        self._check_store(uri, Path(directory, *safe_parts(name)[:-1]))
         try:
             return str(link_into(path, Path(directory), name, tag))
         except StoreError as error:
@@ -87,6 +88,13 @@ class Into:
         real = Path(os.path.realpath(into))
         if roots and not any(real.is_relative_to(os.path.realpath(root)) for root in roots):
             raise EgressDenied(uri, f"into={into} is outside the [files] roots of node {self._settings.node}")
+
+    def _check_store(self, uri: str, folder: Path) -> None:
+        """Whoever could put files into the store would decide what others get of a source."""
+        if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(self._settings.store.root)):
+            raise EgressDenied(
+                uri, f"into={folder} is in the store of node {self._settings.node}: name another directory"
+            )
 
 
 def _about(uri: str, error: FetchError) -> FetchError:

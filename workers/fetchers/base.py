@@ -45,14 +45,14 @@ class Fetched:
 
     ``validator`` is what a later conditional request sends (ETag or Last-Modified, as the origin wrote it);
     ``name`` is a better base name than the URI's (Content-Disposition); ``samples`` is known to the writer of a
-    Parquet file; ``mirror`` is the URI that it came from, where that is not the source's own.
+    Parquet file; ``mirrors`` are the URIs that bytes of it came from beside the source's own.
     """
 
     version: str | None = None
     validator: str | None = None
     name: str | None = None
     samples: int | None = None
-    mirror: str | None = None
+    mirrors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def entries(specs: Sequence[FileSpec], samples: dict[int, Sample]) -> Iterator[E
         if sample is None:
             continue
         key = plain_key(spec.key) if spec.key else f"{spec.source:04}-{spec.part:09}"
-        if key in taken:
+        while key in taken:
             key = f"{key}_{spec.source:04}-{spec.part:09}"
         taken.add(key)
         yield Entry(spec, sample, key, extension(sample.name))

@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 
-from ingest.errors import FetchError, NodeUnfit
+from ingest.errors import FetchError, NodeUnfit, TooLarge
 from ingest.ledger import Claim, WorkLedger
 from ingest.model import FileRecord, FileSpec
 from ingest.names import base_name
@@ -159,6 +159,7 @@ class Packing:
         spec = self._transfer.listed(self._transfer.resolve(specs[group[0]]))
         stored = self._transfer.find(spec)
         if stored is not None and stored.path:
+            self._check_size(spec, stored.size)
             path = self._store.path_of(stored.path)
             spool.add(group, path, stored.size, stored.digest, path.name)
             return
@@ -167,8 +168,16 @@ class Packing:
             fetched = self._transfer.bring(spec, scratch, None)
             assert fetched is not None
             self._store.verify(spec, scratch)
+            self._check_size(spec, scratch.size)
             name = fetched.name or scratch.name or (spec.name or "").rpartition("/")[2] or base_name(spec.uri)
             spool.add(group, scratch.path, scratch.size, scratch.digest(), name)
+
+    def _check_size(self, spec: FileSpec, size: int) -> None:
+        most = WRITERS[self._pack.format].most_bytes
+        if most is not None and size > most:
+            raise TooLarge(
+                spec.uri, f"{size} bytes, and a row of a packed Parquet file may have {most}; a tar has no such limit"
+            )
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@ from workers.pack.samples import Entry
 _BLOCK = tarfile.BLOCKSIZE
 #: A row group of a packed Parquet file is closed at this size: what a reader holds in memory.
 _ROW_GROUP_BYTES = 16 << 20
+#: A sample of a packed Parquet file is in memory as a whole, a few times; so it is for whoever reads it.
+_MOST_BYTES = 128 << 20
 
 
 class Writer(Protocol):
@@ -29,6 +31,7 @@ class TarWriter:
     the same bytes: no times, no owners."""
 
     suffix = "tar"
+    most_bytes: int | None = None
 
     def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch
@@ -58,6 +61,7 @@ class ParquetWriter:
     ``content``."""
 
     suffix = "parquet"
+    most_bytes: int | None = _MOST_BYTES
 
     def __init__(self, scratch: Scratch) -> None:
         try:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: In what a partition asks for: the column, and the values after and up to which it has rows.
 INCREMENT = "increment"
+#: What databases order behind every other number or time, as they and Python write it.
+_ABOVE_ALL = {"NaN", "Infinity", "infinity", "nan", "inf"}
 
 
 @dataclass(frozen=True)
@@ -94,4 +96,13 @@ def _last(database: Database, source: Sql, after: list[str] | None) -> list[str]
         )
     above = f"{key} > {database.literal(after)}" if after is not None else "1 = 1"
     (greatest,) = database.ask(parts.select(database, where(above), [database.greatest(key)]))
-    return None if greatest is None else parts.to_bound(greatest)
+    if greatest is None:
+        return None
+    last = parts.to_bound(greatest)
+    if last[1] in _ABOVE_ALL:
+        raise BadResponse(
+            source.uri,
+            f"{source.incremental_on} is {last[1]} in some row, and no row that is added would ever be above it: leave "
+            "such rows out with where=",
+        )
+    return last

@@ -9,26 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ingest.errors import NoSnapshot, SnapshotLost, StoreError
+from ingest.errors import LedgerUnavailable, NoSnapshot, SnapshotLost, StoreError
 from ingest.ledger import Claim, Picture, Result, Wish, WorkLedger
-from ingest.model import FileSpec
+from ingest.model import FileRecord, FileSpec
 from ingest.record import pack, unpack
 from ingest.sources import Sql
 from ingest.store.links import same_file
 from workers.fetchers.base import Context, Interrupted
 from workers.logs import log
 from workers.snapshots import increments
+from workers.snapshots.pins import PICTURE, pinned, wants_moment
 
 if TYPE_CHECKING:
     from workers.transfer import Transfer
-
-#: Marks, in what a partition asks for, that it is to be read at a moment, and of which kind; and that moment.
-PICTURE, MOMENT = "picture", "moment"
 
 
 class Moments:
@@ -48,13 +46,14 @@ class Moments:
 
         Raises :class:`Interrupted` while there is none, and the error that says why there will be none.
         """
-        if not spec.request or PICTURE not in spec.request:
+        if not wants_moment(spec):
             return spec
         if self._found is None:
             self._found = self.found(spec.uri, spec.connection, self._look(None))
             if self._found.generation > 1 and self._claim.options.into:
-                self._clear()
-        return dataclasses.replace(spec, request={**spec.request, MOMENT: self._found.moment})
+                dropped = self._ledger.dropped(self._claim.job, self._claim.number)
+                self._clear(Result.unpacked(dropped).files, same_file)
+        return pinned(spec, self._found.moment)
 
     def found(self, uri: str, connection: str | None, picture: Picture) -> Picture:
         """That picture, once it has a moment. Raises as :meth:`pinned`."""
@@ -81,14 +80,20 @@ class Moments:
             log.warning("snapshot.lost", extra=facts)
         return Interrupted("lost")
 
-    def _clear(self) -> None:
+    def take_back(self, files: Iterable[FileRecord]) -> None:
+        """Their claim was lost: where another moment counts by now, what ``into=`` made of them goes."""
+        with suppress(LedgerUnavailable):
+            if self._found is not None and self._ledger.generation(self.name) > self._found.generation:
+                self._clear(files, os.path.samefile)  # another file of the same bytes may be the other moment's
+
+    def _clear(self, files: Iterable[FileRecord], is_same: Callable[[Path, Path], bool]) -> None:
         """Take away what ``into=`` made of files that do not count any more: beside those of another moment they would
         be taken for a part of the table. Only what is in a directory, and as we made it."""
         store = self._transfer.node.store
-        for record in Result.unpacked(self._ledger.dropped(self._claim.job, self._claim.number)).files:
+        for record in files:
             if record.into is not None and os.path.isabs(record.into) and record.store == store.id:
                 with suppress(OSError, StoreError):
-                    if same_file(store.path_of(record.path), Path(record.into)):
+                    if is_same(store.path_of(record.path), Path(record.into)):
                         os.unlink(record.into)
 
     def _look(self, wish: Wish | None) -> Picture:

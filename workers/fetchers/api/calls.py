@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import threading
@@ -11,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, quote_plus, urlsplit
 
 import requests
 
@@ -150,8 +151,12 @@ class Caller:
         return Refused(NotFound(self.uri, said) if isinstance(error, NotFound) else BadResponse(self.uri, said))
 
     def _without_secrets(self, text: str) -> str:
-        """A server may quote what it was sent."""
-        for value in _texts(self._context.connection.values if self._context.connection else {}):
+        """A server may quote what it was sent, as it was written into a header or a query, and a part of it."""
+        values = _texts(self._context.connection.values if self._context.connection else {})
+        pair = f"{self._context.value('user', '')}:{self._context.value('password', '')}"
+        values += [word for value in values for word in value.split()]  # "Token abc": of a header's value, the token
+        values.append(base64.b64encode(pair.encode()).decode())
+        for value in sorted({*values, *map(quote, values), *map(quote_plus, values)}, key=len, reverse=True):
             if len(value) > 3:
                 text = text.replace(value, "…")
         return text
@@ -199,7 +204,7 @@ def _texts(value: Any) -> list[str]:
         return [text for name, one in value.items() if name not in {"url", "match"} for text in _texts(one)]
     if isinstance(value, list | tuple):
         return [text for one in value for text in _texts(one)]
-    return [value] if isinstance(value, str) else []
+    return [str(value)] if isinstance(value, str | int) else []
 
 
 class Sessions(threading.local):

@@ -165,7 +165,8 @@ def disposition_name(headers: Headers) -> str | None:
         # http.client reads headers as Latin-1; what most servers send is UTF-8.
         raw = name.encode("latin-1", "replace")
         name = raw.decode("utf-8", "ignore") if _is_utf8(raw) else name
-    return safe_name(re.split(r"[/\\]", name)[-1], "") or None
+    # No leading dot: with into= the origin would choose which hidden file (.bashrc) appears in a folder of the user's.
+    return safe_name(re.split(r"[/\\]", name)[-1].lstrip(". "), "") or None
 
 
 def status_error(uri: str, status: int, headers: Headers, profile: str | None) -> FetchError:

@@ -10,24 +10,26 @@ import base64
 import copy
 import os
 import threading
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from http.client import HTTPException
 from importlib import metadata
 from typing import Any, NoReturn
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3.exceptions
 from requests.cookies import RequestsCookieJar, extract_cookies_to_jar
 from requests.utils import select_proxy
+from urllib3.util import parse_url
 
 from ingest.errors import AccessDenied, BadResponse
 from workers.egress import Policy, Trail
 from workers.fetchers.base import Context
 from workers.fetchers.http import answers
-from workers.fetchers.http.wire import JudgedAdapter, Watch
+from workers.fetchers.http.wire import WATCH, JudgedAdapter, Watch
 
 #: What reading from a connection may raise, all translated by answers.client_error.
 CLIENT_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
@@ -36,8 +38,14 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _STALE = frozenset({400, 401, 403, 404, 410})
 #: The body of an error or a redirect is read when it is shorter, so that the connection can be used again.
 _WORTH_READING_BYTES = 64 << 10
+#: And for no longer: a new connection costs less, and a server could make an error of its own last for ever.
+_WORTH_WAITING_S = 1.0
+
+_PORTS = {"http": 80, "https": 443}
 
 Jars = dict[object, RequestsCookieJar]
+#: Scheme, host and port: what is asked with the source's credentials, if it is the source's own.
+Origin = tuple[str, str | None, int | None]
 
 
 def new_session() -> requests.Session:
@@ -107,6 +115,7 @@ class Exchange:
         self.uri, self.url, self.settings = uri, url or uri, context.settings
         self.profile = context.connection.name if context.connection else None
         self._session, self._context, self._route = session, context, route or Route()
+        self._home = self._origin(self.url)
         limits, http = context.settings.limits, context.settings.http
         self.watch = Watch(self._trail(), idle, limits.stall_s, http.stall_bytes)
 
@@ -134,7 +143,13 @@ class Exchange:
         return self._walk(self._entrance(self.url), extra, method, body)[0]
 
     def _entrance(self, url: str) -> _Place:
-        return _Place(url, _origin(url) == _origin(self.url), self._trail(), {})
+        return _Place(url, self._origin(url) == self._home, self._trail(), {})
+
+    def _origin(self, url: str) -> Origin:
+        try:
+            return _origin(url)
+        except ValueError:  # its text may hold a signed URL
+            raise BadResponse(self.uri, "not a URL that can be requested") from None
 
     def _trail(self) -> Trail:
         return Trail(Policy(self.settings.egress), self.uri)
@@ -147,21 +162,22 @@ class Exchange:
         trail = self.watch.trail = copy.copy(place.trail)
         url, trusted, jars, seen = place.url, place.trusted, dict(place.jars), set()
         for _ in range(self.settings.http.redirects + 1):
-            jar = jars.setdefault(_origin(url), RequestsCookieJar())
+            jar = jars.setdefault(self._origin(url), RequestsCookieJar())
             before = copy.copy(trail)
             response = self._send(url, extra, jar, trusted=trusted, method=method, body=body)
             if response.status_code not in _REDIRECTS:
                 return response, _Place(url, trusted, before, jars)
             target = self._target(url, response)
             release(response)
-            if method != "GET" and (response.status_code not in {307, 308} or _origin(target) != _origin(url)):
+            away = self._origin(target) != self._origin(url)
+            if method != "GET" and (away or response.status_code not in {307, 308}):
                 raise BadResponse(self.uri, f"redirects a {method} ({response.status_code}): it is not sent on")
             state = (target, tuple(sorted((cookie.name, cookie.value) for each in jars.values() for cookie in each)))
             if state in seen:
                 raise BadResponse(self.uri, "redirects in a circle")
             seen.add(state)
             trail.redirected()
-            trusted = trusted and _origin(target) == _origin(self.url)
+            trusted = trusted and self._origin(target) == self._home
             url = target
         raise BadResponse(self.uri, f"more than {self.settings.http.redirects} redirects, which is [http] redirects")
 
@@ -212,8 +228,8 @@ class Exchange:
             raise BadResponse(self.uri, f"a redirect ({response.status_code}) without a Location")
         try:
             target = urljoin(url, location)
-            parts = urlsplit(target)
-            if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0:
+            scheme, host, port = _origin(target)
+            if scheme in {"http", "https"} and host and port != 0:
                 return target
         except ValueError:
             pass  # not a URL at all: no better than one of another scheme
@@ -232,7 +248,7 @@ class Exchange:
 
     def _tls(self, url: str, trusted: bool) -> tuple[Any, Any]:
         """(verify, cert): the profile's trust is in its own host, its client certificate for its own origin."""
-        verify = self._context.value("verify", True) if urlsplit(url).hostname == urlsplit(self.url).hostname else True
+        verify = self._context.value("verify", True) if self._origin(url)[1] == self._home[1] else True
         cert = self._context.value("cert") if trusted else None
         cert = tuple(cert) if isinstance(cert, list | tuple) else cert
         for path in [verify, *(cert if isinstance(cert, tuple) else [cert])]:
@@ -243,15 +259,28 @@ class Exchange:
 
 def release(response: requests.Response) -> None:
     """Done with an answer whose body nobody wants: keep the connection if that costs little."""
-    left = response.raw.length_remaining
+    left, watch = response.raw.length_remaining, WATCH.get()
+    idle, end = watch.idle, time.monotonic() + _WORTH_WAITING_S
+
+    def hurried() -> None:
+        idle()
+        if time.monotonic() >= end:
+            raise TimeoutError
+
     if left is not None and left <= _WORTH_READING_BYTES:
-        response.raw.drain_conn()
+        watch.idle = hurried
+        try:
+            response.raw.drain_conn()
+        finally:
+            watch.idle = idle
     response.close()
 
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts: SplitResult = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+def _origin(url: str) -> Origin:
+    """As requests reads it, not as urlsplit does: ``http://a\\@b/`` is a request to a. Raises ValueError."""
+    parts = parse_url(url)
+    scheme = parts.scheme or ""
+    return scheme, parts.host, _PORTS.get(scheme) if parts.port is None else parts.port
 
 
 def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -298,6 +298,8 @@ def _continues(response: requests.Response, scratch: Scratch, span: Span) -> boo
         return False
     if (answers.strong_etag(response.headers) or journal.validator) != journal.validator:
         return False
+    if response.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+        return False
     if response.status_code == 416:
         return total == start
     return response.status_code == 206 and (first, last) == (start, (end or total) - 1)

@@ -19,7 +19,7 @@ from workers.fetchers.s3.answers import Elsewhere, edge
 from workers.fetchers.s3.listing import Listed
 from workers.fetchers.s3.objects import Part, Policy, Reader, Stated
 from workers.fetchers.s3.ranges import RangedFetcher
-from workers.fetchers.s3.read import ObstoreReader, plain, split_uri
+from workers.fetchers.s3.read import ObstoreReader, check_bucket, plain, split_uri
 
 if TYPE_CHECKING:
     from obstore.store import AzureStore, GCSStore
@@ -40,6 +40,7 @@ class CloudFetcher(RangedFetcher):
         bucket, key = split_uri(spec.uri)
         if not bucket or not key:
             raise BadResponse(spec.uri, f"names no object; write {_scheme(spec.uri)}://BUCKET/KEY")
+        check_bucket(spec.uri, bucket)
         if not plain(key):
             raise Unsupported(spec.uri, "a key with an empty, . or .. segment, or a control character, cannot be read")
         return _CloudReader(ObstoreReader(spec.uri, key, _store(spec.uri, bucket, context), context, spec.pin))

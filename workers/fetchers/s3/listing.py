@@ -20,7 +20,7 @@ from ingest.sources import AnySource, Source
 from workers.fetchers.base import Context
 from workers.fetchers.s3.answers import Answer, Elsewhere, edge, translate_answer
 from workers.fetchers.s3.client import Profile, client_for, here
-from workers.fetchers.s3.read import split_uri
+from workers.fetchers.s3.read import check_bucket, split_uri
 
 #: Keys per page of a listing: the most that S3 gives.
 PAGE_KEYS = 1000
@@ -59,6 +59,7 @@ def expand(source: AnySource, context: Context, listed: List) -> Iterator[FileSp
     literal = key[: wild.start()] if wild else key
     folder = len(literal.rpartition("/")[0] + "/") if "/" in literal else 0
     after = (context.after or "").removeprefix(base) if (context.after or "").startswith(base) else ""
+    check_bucket(source.uri, bucket)
     matches, part = _matcher(source.uri, key), 0
     for item in listed(bucket, literal, after if after.startswith(literal) else ""):
         if (item.key.endswith("/") and not item.size) or not matches(item.key):

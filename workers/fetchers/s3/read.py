@@ -31,6 +31,8 @@ SMALL_BYTES = 1 << 20
 _CHECKSUMS = ("sha256", "crc64nvme", "crc32c", "crc32", "sha1", "sha512", "md5")
 #: Whoever cut a file into more parts than this and not evenly is not asked for the size of each.
 _MOST_PARTS = 1000
+#: With what Azure ("$web") and Ceph ("tenant:bucket") allow as well.
+_BUCKET = re.compile(r"[A-Za-z0-9_$][A-Za-z0-9_.:-]{0,254}")
 _PARTS = re.compile(r'"?([0-9a-fA-F]{32})-([0-9]{1,5})"?')
 
 
@@ -39,6 +41,7 @@ def reader_for(spec: FileSpec, context: Context) -> Reader:
     bucket, key = split_uri(spec.uri)
     if not bucket or not key:
         raise BadResponse(spec.uri, "names no object; write s3://BUCKET/KEY")
+    check_bucket(spec.uri, bucket)
     return _S3Reader(spec.uri, bucket, key, spec.pin, Profile.of(context), context)
 
 
@@ -46,6 +49,12 @@ def split_uri(uri: str) -> tuple[str, str]:
     """``s3://bucket/key`` → (bucket, key). The key is literal: nothing is decoded, ``?`` and ``#`` belong to it."""
     bucket, _, key = uri.partition("://")[2].partition("/")
     return bucket, key
+
+
+def check_bucket(uri: str, bucket: str) -> None:
+    """Where its name becomes a part of the endpoint's, ``?`` or ``#`` in it would make another host of it."""
+    if not _BUCKET.fullmatch(bucket):
+        raise BadResponse(uri, f"{bucket[:80]!r} is no name of a bucket: letters, digits, '-', '_' and '.' only")
 
 
 def plain(key: str) -> bool:

@@ -8,10 +8,14 @@ its values have no more digits than that.
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
+import threading
+import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any
 from urllib.parse import quote as percent_encoded
 
@@ -23,7 +27,7 @@ from sqlalchemy.engine import URL
 from ingest.sections import Limits
 from workers.fetchers.sql import parts
 from workers.fetchers.sql.databases.base import arrow_schema, check_names, decimal_type, exactly
-from workers.fetchers.sql.databases.moments import MomentPast, file_moment
+from workers.fetchers.sql.databases.moments import FileState, MomentPast
 from workers.fetchers.sql.parts import Bound, quoted, text_literal, to_bound
 
 #: SQLite bounds the columns of a result (2000 by default); five are asked for each.
@@ -43,29 +47,46 @@ _AFFINITIES = (("INT", "int64"), ("CHAR", "string"), ("CLOB", "string"), ("TEXT"
                ("REAL", "float64"), ("FLOA", "float64"), ("DOUB", "float64"))  # fmt: skip
 _FIRST_ROW = {"int64": "0", "float64": "0.0", "string": "''", "binary": "x''"}
 
+#: By device and inode, which thread of this process reads a file. Python's SQLite and ADBC's do not know of each other,
+#: and all locks of a process on a file are one (fcntl(2)): what either lets go, the other has lost too.
+_readers: defaultdict[tuple[int, int], threading.Lock] = defaultdict(threading.Lock)
+#: SQLite's instructions between two looks at the clock: a millisecond or so.
+_STEPS = 100_000
+
 
 class SqliteDatabase:
+    """One thread of a process reads a file at a time. Once ``_bulk`` reads, ``_plain`` is asked nothing any more."""
+
     def __init__(self, url: URL, limits: Limits) -> None:
         path = url.database or ""
         if path in {"", ":memory:"} or path.startswith("file:"):
             raise ValueError("write the path of the database's file: sqlite:////absolute/path/to/file.db")
-        self._path, self._joined = path, ""
+        self._state, self._joined = FileState(path), ""
         self._uri = f"file:{percent_encoded(path)}?mode=ro"
         self._limits = limits
-        self._plain = sqlite3.connect(self._uri, uri=True, timeout=limits.connect_s)
         self._bulk: adbc.Connection | None = None
         self._cursor: adbc.Cursor | None = None
+        self._reader = _reader(path)
+        self._reader.acquire()
+        try:
+            self._plain = sqlite3.connect(self._uri, uri=True, timeout=limits.connect_s)
+        except BaseException:
+            self._reader.release()
+            raise
+        until = time.monotonic() + limits.soft_s
+        self._plain.set_progress_handler(lambda: time.monotonic() > until, _STEPS)
 
     def join(self, moment: str) -> None:
         self._joined = moment
+        self.moment()
         self._check()
 
     def moment(self) -> str:
         self._plain.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # a write-ahead log has an index now
-        return file_moment(self._path)
+        return self._state.now()
 
     def _check(self) -> None:
-        if self._joined and self.moment() != self._joined:
+        if self._joined and self._state.now() != self._joined:
             raise MomentPast("the file was written to since its partitions were planned")
 
     def greatest(self, column: str) -> str:
@@ -157,11 +178,21 @@ class SqliteDatabase:
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     def close(self) -> None:
-        if self._cursor is not None:
-            self._cursor.close()
-        if self._bulk is not None:
-            self._bulk.close()
-        self._plain.close()
+        with ExitStack() as last_first:
+            last_first.callback(self._reader.release)
+            last_first.callback(self._state.close)
+            last_first.callback(self._plain.close)
+            for opened in (self._bulk, self._cursor):
+                if opened is not None:
+                    last_first.callback(opened.close)
+
+
+def _reader(path: str) -> threading.Lock:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return threading.Lock()  # SQLite says what is wrong
+    return _readers[found.st_dev, found.st_ino]
 
 
 def _kinds(name: str, declared: str) -> str:
@@ -223,9 +254,18 @@ def _physical(tag: str) -> str:
 
 
 def _read_as(name: str, physical: str, tag: str) -> str:
+    """The column as that type. What was written since the types were looked up, and is something else as that type, is
+    handed on as text, which then does not fit."""
+    real, text = f"typeof({name}) = 'real'", f"CAST({name} AS TEXT)"
     if tag.startswith("decimal"):
-        scale = tag.rstrip(")").rpartition(",")[2]
-        text = f"CASE typeof({name}) WHEN 'real' THEN printf('%.{scale}f', {name}) ELSE CAST({name} AS TEXT) END"
-        return f"{text} AS {name}"
-    cast = {"float64": "REAL", "string": "TEXT", "binary": "BLOB"}.get(physical)
-    return f"CAST({name} AS {cast}) AS {name}" if cast else name
+        scale = int(tag.rstrip(")").rpartition(",")[2])
+        exact = f"{name} = round({name}, {scale}) AND abs({name}) < 1e{15 - scale}"
+        item = f"CASE WHEN {real} AND {exact} THEN printf('%.{scale}f', {name}) ELSE {text} END"
+    elif physical == "float64":
+        exact = f"typeof({name}) = 'integer' AND {name} BETWEEN -{_EXACT_DOUBLE} AND {_EXACT_DOUBLE}"
+        other = f"typeof({name}) || ' ' || substr({text}, 1, 100)"
+        item = f"CASE WHEN {real} OR {exact} OR {name} IS NULL THEN CAST({name} AS REAL) ELSE {other} END"
+    else:
+        cast = {"string": "TEXT", "binary": "BLOB"}.get(physical)
+        item = f"CAST({name} AS {cast})" if cast else name
+    return f"{item} AS {name}"
