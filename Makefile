@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SKIPS := $(if $(filter true,$(CI)),-p tests.no_skips)
+LONG := $(if $(filter true,$(CI)),-m "not faults")
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo up test lint format clean
+.PHONY: help venv demo up test faults lint format clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,7 +34,12 @@ up: $(STAMP) ## Start Redis, a data node and the dashboard, in the foreground
 
 # Three at a time, a file to each: much of a test is waiting for a real server.
 test: $(STAMP) ## Run all tests (ARGS="-k name" for some)
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(SKIPS) $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(SKIPS) $(LONG) $(ARGS)
+
+# One at a time: how long a recovery takes is part of what it says.
+faults: $(STAMP) ## Run the long fault suite (SEED=1 as then, KILLS=200, ARGS="-k name")
+	INGEST_FAULTS_SEED=$(SEED) INGEST_FAULTS_KILLS=$(or $(KILLS),200) \
+		$(BIN)/python -m pytest -m faults $(SKIPS) tests/faults tests/unit/test_ledger_machine.py $(ARGS)
 
 lint: $(STAMP) ## Check style and types
 	$(BIN)/ruff check .

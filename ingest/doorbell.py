@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from celery import Celery
-from kombu.exceptions import OperationalError
+from kombu.exceptions import KombuError
 from kombu.messaging import Producer
 
 from ingest.queues import FETCH_TASK, PLAN_QUEUE, PLAN_TASK
@@ -66,4 +66,5 @@ def waiting(channel: object, queue: str) -> int:
 
 def _unreachable(app: Celery) -> tuple[type[Exception], ...]:
     connection = app.connection_for_write()
-    return (OperationalError, *connection.connection_errors, *connection.channel_errors)
+    # Also what a Redis says that is there and refuses: out of memory, a replica.
+    return (KombuError, *connection.connection_errors, *connection.channel_errors)

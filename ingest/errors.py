@@ -27,6 +27,7 @@
         │   ├── SnapshotLost             the moment that all partitions are read at is past
         │   ├── DigestMismatch           the bytes are not those that were asked for (tried once more only)
         │   └── NodeUnfit                this node cannot do it now (disk full, mount gone); another may
+        │       └── NoRoom           its store is full of what jobs hold; it goes on when one of them lets go
         └── PermanentFetchError          no use in trying again: the source fails now
             ├── NotFound
             ├── AccessDenied
@@ -94,14 +95,16 @@ class ConfigError(IngestError):
 
 
 class LedgerUnavailable(IngestError):
-    """``LedgerUnavailable(url, reason)``; the URL is without its password."""
+    """``LedgerUnavailable(url, reason, cure)``; the URL is without its password. With a cure, Redis is there and
+    refuses."""
 
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(url, reason)
-        self.url, self.reason = url, reason
+    def __init__(self, url: str, reason: str, cure: str = "") -> None:
+        super().__init__(url, reason, *([cure] if cure else []))
+        self.url, self.reason, self.cure = url, reason, cure
 
     def __str__(self) -> str:
-        return f"no ledger at {self.url}: {self.reason}; start one with `ingest up`, or set INGEST_REDIS_URL"
+        cure = self.cure or "start one with `ingest up`, or set INGEST_REDIS_URL"
+        return f"no ledger at {self.url}: {self.reason}; {cure}"
 
 
 class NoDataNode(IngestError):
@@ -137,7 +140,10 @@ class UnknownJob(IngestError):
         self.job = job
 
     def __str__(self) -> str:
-        return f"no job {self.job!r} in the ledger: it was never submitted there, or it has expired"
+        return (
+            f"no job {self.job!r} in the ledger: it was never submitted there, it has expired, or Redis lost it; "
+            "submit it again: files that are in the stores are not fetched twice"
+        )
 
 
 class WaitTimeout(IngestError, TimeoutError):
@@ -287,6 +293,13 @@ class DigestMismatch(TransientFetchError):
 
 class NodeUnfit(TransientFetchError):
     """This node cannot do it now (disk full, read-only, mount gone). Not the origin's fault: no attempt is counted."""
+
+
+class NoRoom(NodeUnfit):
+    """The store has no room for it, and nothing in it may go now. The reason says for whom it waits."""
+
+    #: When to look again unless something changes before. Known on the data node only, it does not travel.
+    wait_s: float = 10.0
 
 
 class PermanentFetchError(FetchError):

@@ -36,6 +36,10 @@ class Limits:
     wait_s: float = 24 * 3600.0
     node_grace_s: float = 5.0
     plan_ahead: int = 10_000
+    # A message goes through the worker's own queue every canary_s. One that answers none for restart_s while Redis is
+    # there is ended, so that its supervisor starts it anew: above the 30 s for which Celery's consumer backs off.
+    canary_s: float = 20.0
+    restart_s: float = 120.0
 
     def __post_init__(self) -> None:
         ladder = [("connect_s", self.connect_s), ("stall_s", self.stall_s), ("soft_s", self.soft_s)]
@@ -48,6 +52,7 @@ class Limits:
                 "[limits]", f"lease_s ({self.lease_s:g}) must be at most 12 and at least 3 × renew_s ({self.renew_s:g})"
             )
         _at_least(self, "[limits]", renew_s=0.001, progress_s=0, wait_s=0.001, node_grace_s=0, plan_ahead=1)
+        _at_least(self, "[limits]", canary_s=0.001, restart_s=0)
 
 
 def _at_least(section: object, where: str, **least: float) -> None:
@@ -109,7 +114,11 @@ class Http:
 
 @dataclass(frozen=True)
 class StoreLimits:
-    """The store of this node. ``fresh_s``: how long a validated file is used without asking the origin again."""
+    """The store of this node. ``fresh_s``: how long a validated file is used without asking the origin again.
+
+    ``max_bytes``: what it may hold (0: what the disk does). What is least recently used is evicted, but nothing that
+    was used within ``quiet_s``, or that a job holds: also one that ended ``hold_s`` ago and was read by nobody.
+    """
 
     root: Path = Path("~/.cache/ingest/store")
     min_free_bytes: int = 256 << 20
@@ -117,9 +126,13 @@ class StoreLimits:
     fresh_s: float = 600.0
     fsync: bool = True
     scratch_ttl_s: float = 6 * 3600.0
+    max_bytes: int = 0
+    hold_s: float = 600.0
+    quiet_s: float = 60.0
 
     def __post_init__(self) -> None:
         _at_least(self, "[store]", min_free_bytes=0, max_file_bytes=1, fresh_s=0, scratch_ttl_s=0)
+        _at_least(self, "[store]", max_bytes=0, hold_s=0, quiet_s=0.001)
 
 
 @dataclass(frozen=True)

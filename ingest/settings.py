@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from ingest.errors import ConfigError
 from ingest.sections import Connection, Egress, Files, Http, Limits, Retry, StoreLimits, is_under
+from ingest.sentinels import is_sentinel, parse_sentinels
 
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -61,6 +62,13 @@ class Settings:
 
 def redact(url: str) -> str:
     """A URL without its password, fit to be shown."""
+    if is_sentinel(url):
+        url = ";".join(_redact_one(part) for part in re.split(r";(?=[^@]*://)", url))
+        return url
+    return _redact_one(url)
+
+
+def _redact_one(url: str) -> str:
     # By hand, because urlsplit ends a host at the first "/", "?" or "#", and a password may hold one of them.
     scheme, is_url, rest = url.partition("://")
     if not is_url:
@@ -227,6 +235,12 @@ def _number(value: Any, kind: type[int] | type[float], where: str) -> int | floa
 
 def check_redis_url(url: str, where: str) -> None:
     """Raises :class:`ConfigError` for a URL that redis-py could not open."""
+    if is_sentinel(url):
+        try:
+            parse_sentinels(url)
+        except ValueError as error:
+            raise ConfigError(where, f"{redact(url)!r} is no URL of Sentinels: {error}") from None
+        return
     try:
         parts = urlsplit(url)
         # No Unix sockets: Celery, kombu and redis-py each write them differently.
@@ -234,7 +248,9 @@ def check_redis_url(url: str, where: str) -> None:
     except ValueError:
         ok = False
     if not ok:
-        raise ConfigError(where, f"{redact(url)!r} is not a Redis URL; write redis://HOST:PORT/DB or rediss://…")
+        raise ConfigError(
+            where, f"{redact(url)!r} is not a Redis URL; write redis://HOST:PORT/DB, rediss://… or sentinel://…"
+        )
 
 
 def rank_and_world(environ: Mapping[str, str] | None = None) -> tuple[int, int]:

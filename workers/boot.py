@@ -19,10 +19,12 @@ from kombu.entity import Queue
 
 from ingest.app import app
 from ingest.errors import IngestError
-from ingest.queues import queues_of
+from ingest.queues import canary_queue, queues_of
 from ingest.settings import current
-from workers import holding, logs, node
+from workers import holding, logs, messages, node
+from workers.canary import STUCK_STATUS, is_told_stuck
 from workers.fetchers import fetcher_for
+from workers.fitness import Hearing, is_told_unfit
 from workers.logs import log
 
 #: After SIGTERM, work in hand may go on for so long; then it hands back what it has.
@@ -34,6 +36,7 @@ _agent: subprocess.Popen[bytes] | None = None
 def configure() -> None:
     """This node's queues, beside the shared ones. ``-Q`` on the command line chooses among them."""
     app.conf.task_queues = [Queue(name, routing_key=name) for name in queues_of(current().node)]  # type: ignore[no-untyped-call]
+    app.conf.worker_consumer = "workers.consumer:Consumer"
 
 
 @signals.celeryd_init.connect  # type: ignore[untyped-decorator] # Celery has no types
@@ -90,6 +93,7 @@ def start_agent() -> None:
         "level": logging.getLogger().getEffectiveLevel(),
         "table": holding.table(),
         "slots": node.slots(),
+        "store": node.this_node().store.id,
     }
     # A session of its own: Ctrl-C goes to the worker, which needs its agent until its pool has ended.
     _agent = subprocess.Popen(
@@ -118,23 +122,35 @@ class AgentStep(bootsteps.StartStopStep):  # type: ignore[misc] # Celery has no 
         # What Celery's workers tell each other (revoked tasks, clocks, every event to everybody) the ledger knows, and
         # asking for it takes a second at each start and after each lost connection.
         worker.options |= {"without_mingle": True, "without_gossip": True}
+        # Also with -Q: whether it answers is asked whatever it consumes.
+        self._canary = canary_queue(current().node)
+        app.amqp.queues.select_add(Queue(self._canary, routing_key=self._canary))  # type: ignore[no-untyped-call]
 
     def start(self, worker: Any) -> None:
         if not issubclass(worker.pool_cls, prefork.TaskPool):
             # In one process, threads would share one lease, and nothing could end native code that hangs.
             raise SystemExit("ingest: a data node needs the prefork pool (Celery's default); leave out -P / --pool")
         start_agent()
-        worker.timer.call_repeatedly(current().limits.renew_s, start_agent)
+        hearing = Hearing(always=self._canary)
+
+        def look() -> None:
+            start_agent()
+            hearing.follow(worker.consumer, fit=not is_told_unfit(holding.table()))
+
+        worker.timer.call_repeatedly(current().limits.renew_s, look)
 
 
 @signals.worker_shutdown.connect  # type: ignore[untyped-decorator] # Celery has no types
-def _end(**_: Any) -> None:
+def _end(sender: Any = None, **_: Any) -> None:
     begun = time.monotonic()
     stop_agent()
+    if is_told_stuck(holding.table()):
+        sender.exitcode = STUCK_STATUS
     log.info("node.stopped", extra={"node": current().node, "seconds": round(time.monotonic() - begun, 3)})
 
 
 app.steps["worker"].add(AgentStep)
+messages.guard()
 
 # A pool process that ends waits until its parent has counted all its messages, 300 × 0.1 s at most (billiard 4.3,
 # pool.py), and at a shutdown under load the count can stay behind for good. Ours say nothing that is not in the

@@ -10,18 +10,21 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 
-from ingest.errors import FetchError, FetchTimeout, NodeUnfit, PermanentFetchError, SnapshotLost
+from ingest.errors import FetchError, FetchTimeout, LedgerUnavailable, NodeUnfit, PermanentFetchError, SnapshotLost
 from ingest.ledger import Claim, Result, Settled, WorkLedger
 from ingest.model import FileRecord, FileSpec
+from ingest.store.disk import in_words
 from workers import node as here
 from workers.control import Control
 from workers.fetchers.base import Interrupted
 from workers.logs import log
 from workers.node import Node
+from workers.origins import NotAsked, Origins
 from workers.outcome import Outcome, failure_of
 from workers.pack import pack_shard
 from workers.parallel import each
@@ -29,6 +32,7 @@ from workers.report import Events, manifest, report
 from workers.retry import UNFIT_DELAY_S, delay_s
 from workers.snapshots.increments import increment_of
 from workers.snapshots.reading import Moments
+from workers.space import Space, confirm
 from workers.transfer import Transfer
 
 #: How long a shard sleeps while another one fetches what it wants too; it is woken when that lands.
@@ -42,7 +46,9 @@ def fetch_shard(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostn
     control = Control(ledger, claim, slice_s=limits.soft_s, every_s=limits.progress_s, stopping=here.stopping)
     events = Events(app, hostname)
     events.started(claim)
-    transfer = Transfer(node, claim.options, control)
+    origins = Origins(claim)
+    space = Space(node, ledger, claim, control)
+    transfer = Transfer(node, claim.options, control, origins, space)
     outcome = Outcome.of(claim)
     moments = Moments(ledger, claim, transfer)
     try:
@@ -54,9 +60,13 @@ def fetch_shard(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostn
         outcome.stopped, outcome.why = stop.why, stop.reason
     except SoftTimeLimitExceeded:
         outcome.stopped = "slice"
+    space.close()
+    confirm(node, claim, outcome)
     settled, state, summary = _settle(node, ledger, claim, control, outcome)
     if state == "lost":
         moments.take_back(outcome.files)
+    with suppress(LedgerUnavailable):  # others will see it
+        origins.tell(ledger)
     seconds = time.monotonic() - begun
     facts = {
         "job": claim.job,
@@ -100,6 +110,8 @@ def _attempt(
         if records is not None:
             outcome.files += records
             control.resumed(sum(record.size for record in records))
+            if claim.record.reclaimed:  # published by who could not say any more that its flight is over
+                control.flights = [*control.flights, transfer.flight(spec)]
         else:
             todo.append(spec)
     if not todo:
@@ -109,7 +121,7 @@ def _attempt(
     free = ledger.takeoff(claim, keys)
     if free is None:
         raise Interrupted("lost")
-    control.flights = [key for key, ours in zip(keys, free, strict=True) if ours]
+    control.flights = [*control.flights, *(key for key, ours in zip(keys, free, strict=True) if ours)]
     outcome.busy = [spec for spec, ours in zip(todo, free, strict=True) if not ours]
     ours = [spec for spec, is_ours in zip(todo, free, strict=True) if is_ours]
     _transfer_all(transfer, ours, claim, control, outcome, moments)
@@ -206,7 +218,7 @@ def _settle(
         policy, attempt = node.settings.retry, claim.record.attempts + 1
         delays = [delay_s(policy, error, attempt) for _, error in outcome.transient]
         counted = not all(isinstance(error, NodeUnfit) or error.progressed for _, error in outcome.transient)
-        anew = not counted and any(error.progressed for _, error in outcome.transient)
+        anew = not counted and any(e.progressed and not isinstance(e, NotAsked) for _, e in outcome.transient)
         spec, error = outcome.transient[0]
         reason = f"{type(error).__name__}: {spec.uri}: {error.reason}"
         return _later(node, ledger, claim, result, control, max(delays), counted, reason, anew=anew)
@@ -218,7 +230,7 @@ def _settle(
         said = manifest(claim.job, claim.number, result, increment_of(claim))
         node.store.write_manifest(claim.job, claim.number, said)
     except OSError as error:
-        reason = f"the store at {node.store.root} failed: {error.strerror}"
+        reason = f"the store at {node.store.root} failed: {in_words(error)}"
         return _later(node, ledger, claim, result, control, UNFIT_DELAY_S, False, reason)
     settled = ledger.commit(claim, state, result, control.flights)
     if not settled.ok:

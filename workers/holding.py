@@ -6,37 +6,54 @@ within its last second forgot, leaves a unit that the ledger says is held and th
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 from functools import lru_cache
 
 _SLOT_BYTES = 256
 _SLOTS = 1 << 16
+_BYTES = (1 + _SLOTS) * _SLOT_BYTES
+#: Bytes before all slots: see :mod:`workers.fitness` and :mod:`workers.canary`.
+FITNESS_AT, STUCK_AT = 0, 1
 
 
 @lru_cache(maxsize=1)
 def table() -> int:
     """The file's descriptor. Made in the worker's parent; its pool's processes inherit it, its agent is given it."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("ingest-holding")
-    with tempfile.TemporaryFile() as unnamed:
-        return os.dup(unnamed.fileno())
+        made = os.memfd_create("ingest-holding")
+    else:
+        with tempfile.TemporaryFile() as unnamed:
+            made = os.dup(unnamed.fileno())
+    os.ftruncate(made, _BYTES)
+    _memory(made)  # now: a process without a descriptor left could not make it
+    return made
+
+
+@lru_cache(maxsize=1)
+def _memory(descriptor: int) -> mmap.mmap:
+    return mmap.mmap(descriptor, _BYTES)
+
+
+def write(descriptor: int, at: int, data: bytes) -> None:
+    """As memory: a limit on the size of files (ulimit -f), which os.pwrite would meet, says nothing of it."""
+    _memory(descriptor)[at : at + len(data)] = data
 
 
 def _offset(pid: int) -> int:
-    return pid % _SLOTS * _SLOT_BYTES
+    return (1 + pid % _SLOTS) * _SLOT_BYTES
 
 
 def hold(unit: str, fence: str) -> None:
     """This process works on that unit now."""
-    os.pwrite(
-        table(), f"{os.getpid()} {unit} {fence}".encode().ljust(_SLOT_BYTES, b"\0")[:_SLOT_BYTES], _offset(os.getpid())
-    )
+    text = f"{os.getpid()} {unit} {fence}".encode()
+    write(table(), _offset(os.getpid()), text.ljust(_SLOT_BYTES, b"\0")[:_SLOT_BYTES])
 
 
 def let_go() -> None:
     """This process works on nothing."""
-    os.pwrite(table(), bytes(_SLOT_BYTES), _offset(os.getpid()))
+    write(table(), _offset(os.getpid()), bytes(_SLOT_BYTES))
 
 
 def holds(descriptor: int, pid: int, unit: str, fence: str) -> bool:

@@ -12,7 +12,7 @@ from celery import Celery
 
 from ingest.doorbell import ring
 from ingest.errors import FetchError, FetchTimeout, NodeUnfit, NothingMatched, TransientFetchError
-from ingest.ledger import Claim, NewUnit, Result, Settled, WorkLedger, batched
+from ingest.ledger import Claim, NewUnit, Result, Settled, WorkLedger, batched, fit
 from ingest.model import Failure, FileSpec
 from ingest.placement import choose_queue
 from ingest.queues import FETCH_QUEUE
@@ -20,6 +20,7 @@ from ingest.record import unpack_json
 from ingest.sources import AnySource, source_from_json
 from workers import node as here
 from workers.control import Control
+from workers.descriptors import own_fault
 from workers.fetch import FLIGHT_WAIT_S
 from workers.fetchers.base import Interrupted
 from workers.listing import Listing
@@ -68,7 +69,7 @@ class Planning:
         self.ahead = bool(self.claim.cursor and self.most) and self.ledger.open_units(self.claim.job) > self.most
         if self.ahead:
             raise Interrupted("ahead")
-        nodes = [worker.node for worker in self.ledger.workers()] or [self.node.settings.node]
+        nodes = [worker.node for worker in fit(self.ledger.workers())] or [self.node.settings.node]
         for step in batched(self.shards(), STEP, len):
             self.control.check()
             self.step(step, nodes)
@@ -135,6 +136,7 @@ class Planning:
 
     def failed(self, error: FetchError) -> Ended:
         """The source cannot be planned: for good, or not now."""
+        error = own_fault(error) or error
         claim, attempt = self.claim, self.claim.record.attempts + 1
         policy, options = self.node.settings.retry, claim.options
         final = is_final(policy, error, attempt, options.attempts, claim.age_s, options.deadline_s)

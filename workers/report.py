@@ -9,6 +9,7 @@ from typing import Any
 
 from celery import Celery, states
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from ingest.errors import IngestError, LedgerUnavailable, UnknownJob
 from ingest.ledger import Claim, Result, WorkLedger
@@ -86,7 +87,7 @@ def report(app: Celery, ledger: WorkLedger, store: Store, member: str) -> None:
     except (ValueError, KeyError, TypeError, zlib.error) as error:
         ledger.reported(member)  # what the ledger holds of it is damaged, and stays so
         log.error("result.damaged", extra={"shard": member, "error": type(error).__name__, "reason": str(error)})
-    except (IngestError, OperationalError, OSError) as error:
+    except (IngestError, OperationalError, RedisError, OSError) as error:
         log.warning("result.delayed", extra={"shard": member, "error": type(error).__name__, "reason": str(error)})
 
 
@@ -102,7 +103,7 @@ class Events:
             with self._app.events.default_dispatcher(hostname=self._hostname) as dispatcher:
                 for kind, fields in events:
                     dispatcher.send(kind, **fields)
-        except (OperationalError, LedgerUnavailable, OSError) as error:
+        except (OperationalError, LedgerUnavailable, RedisError, OSError) as error:
             log.debug("events.lost", extra={"reason": str(error)})
 
     def started(self, claim: Claim) -> None:

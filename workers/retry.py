@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from ingest.errors import FetchError, NodeUnfit, NotFound, OriginUnavailable, Throttled, TransientFetchError
+from ingest.errors import FetchError, NodeUnfit, NoRoom, NotFound, OriginUnavailable, Throttled, TransientFetchError
 from ingest.sections import Retry
 
 #: An attempt got further if it brought so much more of a file, or this part of it: then attempts are counted anew. That
@@ -44,6 +44,8 @@ def delay_s(policy: Retry, error: TransientFetchError, attempt: int) -> float:
 
     (Full jitter: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.)
     """
+    if isinstance(error, NoRoom):
+        return error.wait_s
     if isinstance(error, NodeUnfit):
         return UNFIT_DELAY_S
     if isinstance(error, NotThereYet):

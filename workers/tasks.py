@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from typing import Any
+from typing import Any, NoReturn
 
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Task
@@ -15,18 +15,21 @@ from ingest.app import app
 from ingest.client.into import destination
 from ingest.client.submission import check, cut, needs_origin
 from ingest.doorbell import ring, ring_on
-from ingest.errors import LedgerUnavailable, UsageError
-from ingest.ledger import NewUnit
+from ingest.errors import LedgerUnavailable, PermanentFetchError, UsageError
+from ingest.ledger import Claim, NewUnit, Settled, WorkLedger
 from ingest.model import TERMINAL_JOB, JobOptions
-from ingest.queues import DOWNLOAD_TASK, FETCH_QUEUE, FETCH_TASK, PLAN_TASK, queues_of
+from ingest.queues import CANARY_TASK, DOWNLOAD_TASK, FETCH_QUEUE, FETCH_TASK, PLAN_TASK, queues_of
 from ingest.sources import Source
+from ingest.store.disk import in_words, is_disk
 from workers import holding
 from workers import node as here
 from workers.counting import count_unit
+from workers.descriptors import own_fault
 from workers.fetch import fail_all, fetch_shard, unexpected
 from workers.logs import log
 from workers.plan import plan_source
 from workers.report import report
+from workers.retry import UNFIT_DELAY_S
 
 
 def answer(queue: str, hostname: str | None) -> None:
@@ -53,18 +56,50 @@ def answer(queue: str, hostname: str | None) -> None:
         except SoftTimeLimitExceeded:
             settled = ledger.back(claim, 0, True, "time slice over, not handed back in time", None, ())
         except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits must be told
-            log.exception("shard.defect", extra={"job": claim.job, "shard": claim.number})
-            settled = fail_all(node, ledger, claim, unexpected(claim, error))
-            report(app, ledger, node.store, claim.unit)
+            settled = _unforeseen(node, ledger, claim, error)
+        except BaseException as error:
+            if type(error).__name__ == "PanicException":
+                _end_process(node, ledger, claim, error)
+            raise
         finally:
             holding.let_go()
     except LedgerUnavailable as error:
         # What was claimed is taken back by the agent, which sees that nobody has it in hand.
         log.warning("ledger.unavailable", extra={"node": node.settings.node, "reason": str(error)})
         return
-    # Bells of the other queues may have come while every process was busy, and have gone.
-    others = [] if settled.due else [q for q in kind if q != settled.queue and ledger.due_count(q)]
-    ring_on(app, [settled.queue] if settled.due else others)
+    try:
+        # Bells of the other queue of its kind may have come while every process was busy, and have gone: it has its
+        # turn now. Else a queue in which something is always due would be the only one that is served.
+        others = [q for q in kind if q != settled.queue and ledger.due_count(q)]
+    except LedgerUnavailable:
+        others = []
+    ring_on(app, others or ([settled.queue] if settled.due else []))
+
+
+def _unforeseen(node: here.Node, ledger: WorkLedger, claim: Claim, error: Exception) -> Settled:
+    """What nobody foresaw: the disk of this node, wherever it failed; or a defect."""
+    if isinstance(error, OSError) and is_disk(error, node.store.root):
+        reason = f"NodeUnfit: the store at {node.store.root} failed: {in_words(error)}"
+        facts = {"job": claim.job, "shard": claim.number, "node": node.settings.node, "delay_s": UNFIT_DELAY_S}
+        log.warning("shard.later", extra=facts | {"reason": reason})
+        return ledger.back(claim, UNFIT_DELAY_S, False, reason, None, ())
+    log.exception("shard.defect", extra={"job": claim.job, "shard": claim.number})
+    settled = fail_all(node, ledger, claim, unexpected(claim, error))
+    report(app, ledger, node.store, claim.unit)
+    return settled
+
+
+def _end_process(node: here.Node, ledger: WorkLedger, claim: Claim, error: BaseException) -> NoReturn:
+    """A library in Rust panicked: in this process it may do so for ever, whatever it is asked. Another process takes
+    its place, and the unit is taken back as from any that died; uncounted if it was for want of files."""
+    reason = f"a library panicked: {error}"
+    facts = {"shard": claim.unit, "node": node.settings.node, "reason": reason}
+    log.error("process.killed", extra=facts)
+    try:
+        if unfit := own_fault(PermanentFetchError(claim.record.origin, reason)):
+            ledger.back(claim, UNFIT_DELAY_S, False, f"NodeUnfit: {unfit.reason}", None, ())
+    finally:
+        os._exit(os.EX_SOFTWARE)
 
 
 # Doorbells are no news for a dashboard: the units they lead to are (workers.report.Events).
@@ -78,6 +113,15 @@ def fetch(self: Task, queue: str) -> None:
 def plan(self: Task, queue: str) -> None:
     """Doorbell of a plan queue."""
     answer(queue, self.request.hostname)
+
+
+@app.task(name=CANARY_TASK, ignore_result=True, send_events=False)  # type: ignore[untyped-decorator]
+def canary() -> None:
+    """Whether messages are answered here, see :mod:`workers.canary`."""
+    try:
+        here.ledger().able(here.this_node().worker)
+    except LedgerUnavailable as error:
+        log.warning("ledger.unavailable", extra={"node": here.this_node().settings.node, "reason": str(error)})
 
 
 #: A task id that may be a job's id as it is: others would be taken for a part of a key or of a unit.

@@ -11,7 +11,7 @@ from pathlib import Path
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from ingest.dataset.formats import count_samples
-from ingest.errors import EgressDenied, FetchError, PermanentFetchError, StoreError, TransientFetchError
+from ingest.errors import EgressDenied, FetchError, NodeUnfit, PermanentFetchError, StoreError, TransientFetchError
 from ingest.model import FileRecord, FileSpec, JobOptions
 from ingest.names import base_name
 from ingest.sections import Connection, is_under
@@ -19,21 +19,32 @@ from ingest.store import Piece, Scratch, Store, Stored
 from workers.checksums import Checksums
 from workers.control import Control
 from workers.convert import convert, resolve
+from workers.descriptors import raise_own_fault
 from workers.destinations import Into
 from workers.fetchers import fetcher_for
 from workers.fetchers.base import Context, Fetched, Fetcher, Interrupted, Known
 from workers.mirrors import bring_from_any
 from workers.node import Node
+from workers.origins import NotAsked, Origins
 from workers.retry import is_progress
 from workers.snapshots.pins import is_pinned
+from workers.space import Space
 
 
 class Transfer:
     """For one claim: the node that works, the job's options, and the control that may stop it. Used by several
     threads."""
 
-    def __init__(self, node: Node, options: JobOptions, control: Control) -> None:
-        self.node, self._options, self._control = node, options, control
+    def __init__(
+        self,
+        node: Node,
+        options: JobOptions,
+        control: Control,
+        origins: Origins | None = None,
+        space: Space | None = None,
+    ) -> None:
+        self.node, self._options, self._control, self._origins = node, options, control, origins
+        self.space = space
         fresh = options.fresh_s
         self.fresh_s = node.settings.store.fresh_s if fresh is None else fresh
         self._into = Into(
@@ -91,7 +102,7 @@ class Transfer:
             return None
         if not (spec.digest or spec.version or spec.pin) and time.time() - stored.validated > self.fresh_s:
             return None
-        return stored
+        return stored if self.node.store.touch(stored.outputs[0].path) else None
 
     def _fits(self, spec: FileSpec, stored: Stored) -> bool:
         """Whether what is stored is what was asked for, by version, size and limit. What came from a mirror is for
@@ -105,7 +116,11 @@ class Transfer:
     def listed(self, spec: FileSpec) -> FileSpec:
         """The spec with the digest that its list of checksums says, where it has such a list. Raises
         :class:`FetchError`."""
-        return self._checksums.resolve(spec)
+        try:
+            return self._checksums.resolve(spec)
+        except FetchError as error:
+            raise_own_fault(error)
+            raise
 
     def fetch(self, spec: FileSpec) -> list[FileRecord]:
         """Fetch, verify, publish. The flight is held, so what another unit has just landed is used instead. Mostly one
@@ -123,6 +138,8 @@ class Transfer:
         stored = None if spec.digest else store.lookup(key)
         if stored is not None and not self._fits(dataclasses.replace(spec, version=None), stored):
             stored = None  # not what is asked for: the origin has something else by now, or says why not
+        elif stored is not None and not store.touch(stored.outputs[0].path):
+            stored = None  # evicted just now
         known = Known(stored.version, stored.size, stored.validator) if stored else None
         with self.scratch(key, spec) as scratch:
             fetched = self.bring(spec, scratch, known)
@@ -139,7 +156,12 @@ class Transfer:
         limit = self._options.max_bytes or self.node.settings.store.max_file_bytes
         try:
             with self.node.store.scratch(
-                key, spec, on_bytes=self._control.advance, max_bytes=limit, keep=keep
+                key,
+                spec,
+                on_bytes=self._control.advance,
+                max_bytes=limit,
+                keep=keep,
+                room=self.space.of(spec.uri) if self.space else None,
             ) as scratch:
                 if scratch.held:
                     self._control.resumed(scratch.held)
@@ -154,6 +176,8 @@ class Transfer:
         has. Raises a FetchError that knows whether the attempt got further, see :func:`~workers.retry.is_progress`."""
         try:
             return bring_from_any(self._bring, self.node.store.verify, spec, scratch, known)
+        except NotAsked:
+            raise
         except TransientFetchError as error:
             journal = scratch.journal
             if journal is not None and journal.facts is not None:  # marked by the fetcher: a page is a page
@@ -164,12 +188,30 @@ class Transfer:
 
     def _bring(self, spec: FileSpec, scratch: Scratch, known: Known | None) -> Fetched | None:
         _, context = self.context(spec.uri, spec.connection)
+        if self._origins is None:
+            return self._ask(spec, scratch, known, context)
+        self._origins.check(spec)
+        before = scratch.advanced
+        try:
+            fetched = self._ask(spec, scratch, known, context)
+        except NodeUnfit:
+            raise  # which says nothing of the origin
+        except FetchError as error:
+            self._origins.learned(spec, error if scratch.advanced == before else None)
+            raise
+        self._origins.learned(spec, None)
+        return fetched
+
+    def _ask(self, spec: FileSpec, scratch: Scratch, known: Known | None, context: Context) -> Fetched | None:
         try:
             return self.fetcher(spec.uri).fetch(spec, scratch, known, context)
         except SoftTimeLimitExceeded:
             raise Interrupted("slice", wasted=scratch.journal is None) from None
         except Interrupted as stop:
             raise Interrupted(stop.why, wasted=scratch.journal is None) from None
+        except FetchError as error:
+            raise_own_fault(error)
+            raise
 
     def _publish(self, key: str, spec: FileSpec, scratch: Scratch, fetched: Fetched) -> Stored:
         steps = self._options.convert

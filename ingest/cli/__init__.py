@@ -25,6 +25,7 @@ COMMANDS = {
     "retry": "ingest.cli.jobs:retry",
     "cancel": "ingest.cli.jobs:cancel",
     "nodes": "ingest.cli.nodes:nodes",
+    "health": "ingest.cli.health:health",
     "store": "ingest.cli.store:store",
     "doctor": "ingest.cli.doctor:doctor",
 }

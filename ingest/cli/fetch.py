@@ -49,15 +49,19 @@ def fetch(asked: Asked, timeout_s: float, as_json: bool) -> None:
         if asked.dry_run:
             show_plan(client.plan(asked.sources, timeout=timeout_s, **asked.options), as_json)
             return
-        job = client.submit(asked.sources, **asked.options)
         end = time.monotonic() + timeout_s
+        job = None
         try:
+            job = client.submit(asked.sources, **asked.options)
             follow(job, timeout_s, console)
-        except KeyboardInterrupt:
-            if stays:
+        except KeyboardInterrupt as stop:
+            if not stays:
+                complain("stopping the service that was started for this command")
+            elif job is not None:
                 complain(f"job {job.id} goes on: see `ingest watch {job.id}`, or stop it with `ingest cancel {job.id}`")
             else:
-                complain("stopping the service that was started for this command")
+                for note in getattr(stop, "__notes__", []):
+                    complain(note)
             raise
         except WaitTimeout as error:
             if stays:
@@ -94,7 +98,7 @@ def service(console: Console) -> Iterator[tuple[Client, bool]]:
         if urlsplit(settings.ledger_url).hostname not in LOOPBACK or answers(settings.ledger_url):
             raise
     else:
-        yield Client(), True
+        yield Client(lease=False), True
         return
     from ingest.embedded.service import EmbeddedService, embedded_service
 
@@ -105,4 +109,4 @@ def service(console: Console) -> Iterator[tuple[Client, bool]]:
         "[dim]no service answers here; starting one for this command (`ingest up` keeps one)[/]", highlight=False
     )
     with embedded_service(ready) as started:
-        yield Client(started.redis_url), False
+        yield Client(started.redis_url, lease=False), False

@@ -14,16 +14,27 @@ from ingest.client import Client
 @click.command()
 @json_option
 def nodes(as_json: bool) -> None:
-    """The live data nodes. Exit status 1 if there is none."""
+    """The live data nodes, and whether they can work. Exit status 1 if none is alive."""
     found = Client().workers()
     if as_json:
         show_json([dataclasses.asdict(worker) for worker in found])
     elif found:
         rows = (
-            (w.node, w.store, w.slots, size(w.free_bytes), ", ".join(w.connections) or "-", duration(w.age_s), w.pid)
+            (
+                w.node,
+                w.store,
+                w.slots,
+                size(w.free_bytes),
+                ", ".join(w.connections) or "-",
+                duration(w.age_s),
+                "-" if w.able_s is None else duration(w.able_s),
+                w.pid,
+                w.trouble or "ok",
+            )
             for w in found
         )
-        show_table(("NODE", "STORE", "SLOTS>", "FREE>", "CONNECTIONS", "HEARD>", "PID>"), rows)
+        columns = ("NODE", "STORE", "SLOTS>", "FREE>", "CONNECTIONS", "HEARD>", "ABLE>", "PID>", "STATE")
+        show_table(columns, rows)
     if not found:
         complain("no data node is alive; start one with `celery -A workers worker` or `ingest up`")
         raise click.exceptions.Exit(1)

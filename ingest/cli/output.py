@@ -10,6 +10,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from ingest.space import size as size
+
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for programs.")
 
 
@@ -27,15 +29,6 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     console = Console()
     # Piped into grep, a row is a line.
     (console if console.is_terminal else Console(width=1000)).print(table)
-
-
-def size(count: float) -> str:
-    """Bytes for people: ``1.5 MB``. Powers of ten, as disks and links are sold."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(count) < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
 
 
 def duration(seconds: float | None) -> str:

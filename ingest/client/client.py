@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import itertools
-import json
 import os
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from ingest.client import cursors
-from ingest.client.bells import ring
 from ingest.client.follow import Deadline
 from ingest.client.into import destination, inside
 from ingest.client.job import Job
+from ingest.client.lease import Leases
 from ingest.client.local import Survey, survey
 from ingest.client.plan import Plan, plan_of
-from ingest.client.submission import Unit, check, check_pack, cut, positive
-from ingest.errors import JobFailed, NoDataNode, UnknownConnection, UnknownJob, UsageError
-from ingest.ledger import JobLedger, NewUnit, WorkerInfo, batched
+from ingest.client.request import Request, fingerprint
+from ingest.client.submission import check, check_pack, positive
+from ingest.errors import JobFailed, NoDataNode, UnknownConnection, UsageError
+from ingest.ledger import JobLedger, WorkerInfo, fit
 from ingest.model import JobOptions
-from ingest.placement import choose_queue
-from ingest.queues import FETCH_QUEUE, PLAN_QUEUE
 from ingest.settings import NODE_NAME, Settings, check_redis_url, current
 from ingest.sources import AnySource, Manifest, Pack, Sql, as_sources
 from ingest.steps import as_steps
@@ -41,9 +36,11 @@ class Client:
     process.
 
     ``redis_url`` replaces broker, results and ledger at once; without it the environment and ``ingest.toml`` decide.
+    Files that were asked for stay in the store while this process lives, until ``close()``; with ``lease=False`` only
+    for ``[store] hold_s`` after the job's end.
     """
 
-    def __init__(self, redis_url: str | None = None, *, settings: Settings | None = None) -> None:
+    def __init__(self, redis_url: str | None = None, *, settings: Settings | None = None, lease: bool = True) -> None:
         settings = settings or current()
         if redis_url is not None:
             check_redis_url(redis_url, "redis_url")
@@ -52,6 +49,7 @@ class Client:
             )
         self.settings = settings
         self.ledger = JobLedger(settings)
+        self._leases = Leases(settings) if lease else None
         self._dry_run = False
 
     def submit(
@@ -71,7 +69,8 @@ class Client:
         pack: Pack | str | None = None,
         require_node: bool = True,
     ) -> Job:
-        """Ask for sources; returns at once with the job.
+        """Ask for sources; returns at once with the job. Its handle keeps ``sources`` (the object, not a copy): should
+        Redis lose the job, a wait on that handle puts it back.
 
         ``key``: the same key gives the same job again, also after a crash half-way through submitting. ``into``: a
         directory on the data node where the files appear under their own names as well, or a URI that they are
@@ -90,12 +89,8 @@ class Client:
         wanted = as_sources(sources)
         for source in wanted:
             check(source)
-        for field, value in (
-            ("attempts", attempts),
-            ("deadline_s", deadline_s),
-            ("shard_files", shard_files),
-            ("max_bytes", max_bytes),
-        ):
+        bounds = {"attempts": attempts, "deadline_s": deadline_s, "shard_files": shard_files, "max_bytes": max_bytes}
+        for field, value in bounds.items():
             positive(field, value)
         packing = check_pack(wanted, pack, shard_files)
         steps = as_steps(convert)
@@ -117,16 +112,12 @@ class Client:
             pack=dataclasses.asdict(packing) if packing else None,
             max_bytes=max_bytes,
             convert=steps,
-            request=_fingerprint(wanted, surveys) if key is not None else "",
+            request=fingerprint(wanted, surveys) if key is not None else "",
             dry_run=self._dry_run,
         )
-        job, _ = self.ledger.create(options, key)
-        meta = self.ledger.meta(job)
-        if JobOptions.from_json(json.loads(meta["options"])).request != options.request:
-            raise UsageError(f"key {key!r} is job {job}'s, which asks for other sources; take another key")
-        if meta["sealed"] == "0":
-            self._write(job, cut(wanted, options.shard_files, surveys), options, [w.node for w in workers])
-        return self._job(job)
+        request = Request(self.settings, self.ledger, sources, surveys, options, key, [w.node for w in fit(workers)])
+        request.submit(wanted)
+        return self._job(request.job, request)
 
     @overload
     def fetch(
@@ -215,25 +206,13 @@ class Client:
         return self.ledger.workers()
 
     def close(self) -> None:
+        """Let go of the connection, and of the files that were asked for: they may be evicted."""
+        if self._leases is not None:
+            self._leases.close()
         self.ledger.close()
 
-    def _job(self, job: str) -> Job:
-        return Job(job, self.settings, self.ledger, Store.attach(self.settings.store))
-
-    def _write(self, job: str, units: Iterator[Unit], options: JobOptions, nodes: list[str]) -> None:
-        """All units into the ledger, each batch rung for as it lands; then the seal."""
-        numbers = {"": 0, "p": 0}
-        for kind, run in itertools.groupby(units, key=lambda unit: "p" if unit.source else ""):
-            for batch in batched(run, weigh=lambda unit: len(unit.files)):
-                made = [_new_unit(job, unit, options, nodes) for unit in batch]
-                answer = self.ledger.add(job, kind, numbers[kind], batch[-1].index, [new for new, _ in made])
-                if answer == "unknown":
-                    raise UnknownJob(job)  # the ledger was wiped meanwhile
-                if answer != "ok":
-                    return  # cancelled meanwhile
-                numbers[kind] += len(made)
-                ring(self.settings, Counter(queue for _, queue in made))
-        self.ledger.seal(job)
+    def _job(self, job: str, request: Request | None = None) -> Job:
+        return Job(job, self.settings, self.ledger, Store.attach(self.settings.store), request, self._leases)
 
     def _workers(self, require_node: bool) -> list[WorkerInfo]:
         """The live workers; waits a moment for the first, as a service that was just started needs one."""
@@ -252,7 +231,7 @@ class Client:
 
     def _place(self, placement: str | None, workers: list[WorkerInfo], require_node: bool) -> str:
         store = Store.attach(self.settings.store)
-        here = sorted({w.node for w in workers if store is not None and w.store == store.id})
+        here = sorted({w.node for w in fit([w for w in workers if store is not None and w.store == store.id])})
         if placement is None:
             return f"node:{','.join(here)}" if here else "any"
         if placement == "spread" and not workers:
@@ -275,21 +254,3 @@ def _surveys(sources: list[AnySource], *, digest: bool) -> dict[int, Survey]:
     """Of the manifests that are files here, by place."""
     local = ((n, source) for n, source in enumerate(sources) if isinstance(source, Manifest) and source.is_local)
     return {n: survey(source, digest=digest) for n, source in local}
-
-
-def _fingerprint(sources: list[AnySource], surveys: dict[int, Survey]) -> str:
-    """What tells one request from another. Cheap: it is made of a million sources, too."""
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(repr(source).encode("utf-8", "surrogatepass"))
-    for known in surveys.values():
-        digest.update(known.digest.encode())
-    return digest.hexdigest()[:32]
-
-
-def _new_unit(job: str, unit: Unit, options: JobOptions, nodes: list[str]) -> tuple[NewUnit, str]:
-    if unit.source is not None:
-        queue = choose_queue(PLAN_QUEUE, "any" if options.placement == "spread" else options.placement, nodes, job)
-        return NewUnit.plan(unit.source, unit.index, queue), queue
-    queue = choose_queue(FETCH_QUEUE, options.placement, nodes, unit.files[0].uri)
-    return NewUnit.shard(unit.files, queue), queue

@@ -62,6 +62,7 @@ class LocalFile:
         if self._store is None or self._store.id != self._store_id:
             raise NotLocalError(self.source, self.node)
         path = self._store.path_of(self._relative)
+        self._store.touch(self._relative)
         try:
             size = path.stat().st_size
         except OSError as error:

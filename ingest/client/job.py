@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ingest.client.bells import ring
 from ingest.client.files import LocalFile
-from ingest.client.follow import Deadline, EventStream
+from ingest.client.follow import Deadline, EventStream, patiently
+from ingest.client.lease import Leases
+from ingest.client.places import Places
 from ingest.client.reader import JobReader, describe
+from ingest.client.request import Request
 from ingest.client.submission import positive
-from ingest.errors import WaitTimeout
+from ingest.errors import LedgerUnavailable, UnknownJob, WaitTimeout
 from ingest.ledger import JobLedger, Result, UnitRecord, batched
 from ingest.model import TERMINAL_JOB, Failure, JobStatus
 from ingest.settings import Settings
@@ -23,11 +26,24 @@ _STATES = ("due", "leased", "done", "failed", "cancelled", "quarantined")
 
 
 class Job:
-    """A job's handle: its id and a connection. ``client.job(id)`` makes the same one elsewhere."""
+    """A job's handle: its id and a connection. ``client.job(id)`` makes the same one elsewhere.
 
-    def __init__(self, id: str, settings: Settings, ledger: JobLedger, store: Store | None) -> None:
+    One that ``submit`` gave keeps ``request``: when Redis has lost the job, its waits put it back. From the first time
+    that files are asked for until this process ends, or ``release()``, none of them is evicted (``leases``).
+    """
+
+    def __init__(
+        self,
+        id: str,
+        settings: Settings,
+        ledger: JobLedger,
+        store: Store | None,
+        request: Request | None = None,
+        leases: Leases | None = None,
+    ) -> None:
         self.id = id
-        self._settings, self._ledger, self._store = settings, ledger, store
+        self._settings, self._ledger, self._store, self._request = settings, ledger, store, request
+        self._leases = leases
 
     def __repr__(self) -> str:
         return f"<Job {self.id}>"
@@ -70,12 +86,11 @@ class Job:
         if not workers:
             return "no data node is alive"
         now = self._ledger.now_ms()
-        queues = {worker.node for worker in workers}
+        queues = {worker.node: worker.trouble for worker in workers}
         for record in self._ledger.all_units(self.id):
             if record.state in {"due", "leased"}:
                 node = record.queue.split(".", 2)[2] if record.queue.count(".") >= 2 else ""
-                dead = f"; node {node} is not alive" if node and node not in queues else ""
-                return describe(record, now) + dead
+                return describe(record, now) + _trouble(node, queues)
         return ""
 
     def as_completed(self, timeout: float | None = None) -> Iterator[LocalFile]:
@@ -85,48 +100,80 @@ class Job:
         failed: that is in :meth:`failures`.
         """
         deadline = self._deadline(timeout)
+        self._lease()
         return self._as_completed(deadline)
 
     def _as_completed(self, deadline: Deadline) -> Iterator[LocalFile]:
-        stream = EventStream(self._ledger, self.id)
+        stream = EventStream(self._ledger, self.id, self._request)
         seen: dict[str, set[tuple[int, int, int]]] = defaultdict(set)
+        had, before = Places(), Places()  # what came; what came before the job was lost and put back
+        renewed: set[str] = set()
         while True:
             events = stream.poll(0 if stream.ended else deadline.left_s)
             for event in events:
                 if event["k"] == "anew":
                     seen.pop(event["n"], None)  # it comes again, as it is at another moment
+                    renewed.add(event["n"])
+                elif event["k"] == "lost":
+                    before = had
+                    seen.clear()
+                    renewed.clear()
             news = list(
                 dict.fromkeys(e["n"] for e in events if e["k"] in {"part", "shard"} and not e["n"].startswith("p"))
             )
             for at in range(0, len(news), 50):
                 some = news[at : at + 50]
-                for n, packed in zip(some, self._ledger.results(self.id, some), strict=True):
+                for n, packed in zip(some, self._results_of(some, deadline), strict=True):
                     for record in Result.unpacked(packed).files:
                         if record.place not in seen[n]:
                             seen[n].add(record.place)
+                            if record.place in before and n not in renewed:
+                                continue
+                            had.add(record.place)
                             yield LocalFile.of(record, self._here())
             for event in events:
                 if event["k"] == "shard" and event["s"] == "done":
                     seen.pop(event["n"], None)  # nothing of it comes again
             if not events and stream.ended:
+                self._is_over()
                 return
             if not stream.ended and deadline.over:
                 raise WaitTimeout(self.id, deadline.seconds, self._why())
 
     def wait(self, timeout: float | None = None) -> JobStatus:
         """Until the job is over (done, failed or cancelled). Raises :class:`WaitTimeout`; the job then goes on."""
-        deadline = self._deadline(timeout)
-        stream = EventStream(self._ledger, self.id)
-        while not (stream.poll(0 if stream.ended else deadline.left_s) == [] and stream.ended):
-            if deadline.over and not stream.ended:
-                raise WaitTimeout(self.id, deadline.seconds, self._why())
-        return self.status()
+        return self._wait(self._deadline(timeout))
+
+    def _wait(self, deadline: Deadline) -> JobStatus:
+        stream = EventStream(self._ledger, self.id, self._request)
+        while True:
+            while not (stream.poll(0 if stream.ended else deadline.left_s) == [] and stream.ended):
+                if deadline.over and not stream.ended:
+                    raise WaitTimeout(self.id, deadline.seconds, self._why())
+            self._is_over()
+            try:
+                return patiently(self.status, deadline)
+            except UnknownJob:
+                if self._request is None or deadline.over:
+                    raise  # else: it is lost just now, which the stream sees, too
+
+    def _is_over(self) -> None:
+        if self._request is not None:
+            self._request.is_over()
 
     def files(self, timeout: float | None = None) -> list[LocalFile]:
         """All files, once the job is over: by source, then by key or partition; duplicates repeat, failures are left
         out."""
-        self.wait(timeout)
-        found = [record for result in self._results() for record in result.files]
+        deadline = self._deadline(timeout)
+        self._lease()
+        while True:
+            self._wait(deadline)
+            try:
+                found = patiently(lambda: [record for result in self._results() for record in result.files], deadline)
+                break
+            except UnknownJob:
+                if self._request is None or deadline.over:
+                    raise
         found.sort(key=lambda record: record.place)
         here = self._here()
         return [LocalFile.of(record, here) for record in found]
@@ -172,16 +219,25 @@ class Job:
         for at in range(0, len(numbers), 100):
             for packed in self._ledger.results(self.id, numbers[at : at + 100]):
                 yield Result.unpacked(packed)
+        if self._ledger.meta(self.id)["made"] != meta["made"]:
+            raise UnknownJob(self.id)  # it was lost meanwhile, and another process has put it back
+
+    def _results_of(self, numbers: list[str], deadline: Deadline) -> list[bytes | None]:
+        return patiently(lambda: self._ledger.results(self.id, numbers), deadline)
 
     def retry(self) -> Job:
         """Try again what failed, was quarantined or cancelled, and only that. Returns this job, running again."""
         ring(self._settings, dict.fromkeys(self._ledger.sweep("retry", self.id), 1))
+        if self._request is not None:
+            self._request.goes_on()
         return self
 
     def cancel(self) -> None:
         """Stop it: what has not begun does not begin, what has is interrupted, unless another job waits for the same
         source."""
         self._ledger.meta(self.id)
+        if self._request is not None:
+            self._request.drop()  # nobody wants it back
         self._ledger.sweep("cancel", self.id)
 
     def task_ids(self) -> list[str]:
@@ -190,7 +246,17 @@ class Job:
 
     def reader(self) -> JobReader:
         """The job in its global order, over a connection of its own: what a dataset reads."""
-        return JobReader(JobLedger(self._settings), self.id, self._here())
+        leases = Leases(self._settings) if self._leases is not None else None
+        return JobReader(JobLedger(self._settings), self.id, self._here(), self._request, leases)
+
+    def release(self) -> None:
+        """This process reads its files no more: they may be evicted when others need the space."""
+        if self._leases is not None:
+            self._leases.drop(self.id)
+
+    def _lease(self) -> None:
+        if self._leases is not None:
+            self._leases.keep(self.id)
 
     def _deadline(self, timeout: float | None) -> Deadline:
         positive("timeout", timeout)
@@ -202,8 +268,21 @@ class Job:
         return self._store
 
     def _why(self) -> str:
-        status = self.status()
+        try:
+            status = patiently(self.status, Deadline(0))
+        except (LedgerUnavailable, UnknownJob) as error:
+            return str(error)
         return status.waiting_for or f"{status.files_done} of {status.files} files are there"
+
+
+def _trouble(node: str, nodes: Mapping[str, str]) -> str:
+    """Why nobody takes what is due: ``node`` is whose it is, or ""; ``nodes`` says of each live one what is wrong."""
+    if node and node not in nodes:
+        return f"; node {node} is not alive"
+    if node:
+        return f"; node {node} is {nodes[node]}" if nodes[node] else ""
+    wrong = [f"node {name} is {trouble}" for name, trouble in sorted(nodes.items()) if trouble]
+    return f"; {'; '.join(wrong)}" if len(wrong) == len(nodes) else ""
 
 
 def _name(meta: dict[str, str]) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ingest.client.files import LocalFile
-from ingest.client.follow import EventStream
+from ingest.client.follow import EventStream, Restorer
+from ingest.client.lease import Leases
+from ingest.errors import UnknownJob
 from ingest.ledger import JobLedger, Result, UnitRecord
 from ingest.model import TERMINAL_JOB, TERMINAL_SHARD, Failure, JobOptions
 from ingest.store import Store
@@ -40,16 +43,27 @@ class JobReader:
     """``order`` is the known beginning of the job's shards and only grows at its end; ``complete`` says that it is all.
     ``ends`` holds the shards that are over, by number; a shard that is tried again leaves it. One thread at a time."""
 
-    def __init__(self, ledger: JobLedger, job: str, store: Store | None) -> None:
+    def __init__(
+        self,
+        ledger: JobLedger,
+        job: str,
+        store: Store | None,
+        restorer: Restorer | None = None,
+        leases: Leases | None = None,
+    ) -> None:
         self.order: list[ShardLayout] = []
         self.complete = False
         self.ends: dict[int, ShardEnd] = {}
         self.state = "planning"
         self.job = job
         self._ledger, self._store = ledger, store
-        self._stream = EventStream(ledger, job)
+        self._stream = EventStream(ledger, job, restorer)
+        self._leases = leases
+        if leases is not None:
+            leases.keep(job)
         self._seen = 0
         self._pending: dict[int, UnitRecord] = {}
+        self._before: dict[int, ShardLayout] = {}  # of a job that was lost and put back: what is in ``order`` already
 
     def poll(self, timeout_s: float) -> bool:
         """Wait up to that long for news and take it in; True if there was any. Errors as :meth:`EventStream.poll`."""
@@ -61,6 +75,9 @@ class JobReader:
         for event in events:
             kind, n = event["k"], event["n"]
             layout |= kind in {"add", "sealed", "planned", "again"} or n.startswith("p")
+            if kind == "lost":
+                self._begin_again()
+                over.clear()
             if kind == "shard":
                 over[n] = event["s"]
             elif kind == "again":
@@ -77,6 +94,13 @@ class JobReader:
             self._read_layout()
         self.state = self._stream.ended or ("running" if self.complete else "planning")
         return True
+
+    def _begin_again(self) -> None:
+        """All of it comes once more, and what is done is found in the store again."""
+        self._before = {layout.shard: layout for layout in self.order}
+        self.ends = {n: end for n, end in self.ends.items() if end.state == "done"}
+        self._pending.clear()
+        self._seen, self.complete = 0, False
 
     def _end(self, n: int, state: str, result: Result) -> ShardEnd:
         return ShardEnd(n, state, tuple(LocalFile.of(f, self._store) for f in result.files), result.failures)
@@ -107,6 +131,9 @@ class JobReader:
         ]
         for layout in fresh:
             del self._pending[layout.shard]
+            if self._before.get(layout.shard, layout) != layout:
+                raise UnknownJob(self.job)  # planned anew, it came in another order: what was read does not fit
+        fresh = [layout for layout in fresh if layout.shard not in self._before]
         self.order += sorted(fresh, key=lambda shard: (shard.source, shard.part))
         self.complete = sealed and not open_plans
 
@@ -126,7 +153,18 @@ class JobReader:
             return f"shard {self.job}.{shard} is not planned yet"
         return describe(record, self._ledger.now_ms())
 
+    def release(self, shards: Sequence[int]) -> None:
+        """These shards are consumed: their files may be evicted once all who read the job have said so."""
+        if self._leases is not None:
+            self._leases.done(self.job, shards)
+
+    def rest(self) -> None:
+        """Nothing more is asked: let go of the connection. The files stay, until :meth:`close`."""
+        self._ledger.close()
+
     def close(self) -> None:
+        if self._leases is not None:
+            self._leases.close()
         self._ledger.close()
 
 

@@ -23,8 +23,40 @@ _AGAIN_S = 1.0  # between two tries while the ledger is away
 _WHY_S = 3.0  # for the following thread to look up what a shard waits for, once its poll is over
 
 
+class Passes:
+    """Which shards all consumers of this process have passed, so that their files may go. Kept: what some have passed
+    and others have not."""
+
+    def __init__(self) -> None:
+        self._who: dict[int, set[int]] = {}
+        self._left: dict[int, int] = {}
+        self._shards: list[int] = []
+
+    def add(self, layout: Layout, position: int, worker: int, workers: int) -> None:
+        who = self._who.setdefault(position, set())
+        who.add(worker)
+        if len(who) < workers:
+            return
+        del self._who[position]
+        left = self._left.pop(layout.shard, layout.files) - 1
+        if left:
+            self._left[layout.shard] = left
+        else:
+            self._shards.append(layout.shard)
+
+    def take(self) -> list[int]:
+        """Those that are passed since the last call."""
+        shards, self._shards = self._shards, []
+        return shards
+
+    def put_back(self, shards: Sequence[int]) -> None:
+        """They could not be released now."""
+        self._shards += shards
+
+
 class Feed:
-    """Follows ``reader`` and answers ``begin``, ``extent``, ``file`` and ``why``, in the process that made it.
+    """Follows ``reader`` and answers ``begin``, ``extent``, ``file``, ``passed`` and ``why``, in the process that made
+    it.
 
     ``share`` says which rank of how many this process is, at the time an iterator begins. ``epoch`` is the dataset's.
     """
@@ -33,6 +65,7 @@ class Feed:
         self.pid = os.getpid()
         self.epoch = 0
         self._job, self._reader, self._share = job, reader, share
+        self._passes = Passes()
         self._news = threading.Condition()
         self._layouts: list[Layout] = []
         self._starts: list[int] = []  # position of each shard's first file
@@ -47,7 +80,13 @@ class Feed:
         self._error: Mapping[str, Any] | None = None
         self._closed = False
         self._entries: dict[int, tuple[End, list[list[LocalFile] | Failure]]] = {}
-        self._questions = {"begin": self._begin, "extent": self._extent, "file": self._file, "why": self._why}
+        self._questions = {
+            "begin": self._begin,
+            "extent": self._extent,
+            "file": self._file,
+            "passed": self._passed,
+            "why": self._why,
+        }
         self._server = Server(self.answer)
         self.address, self.key = self._server.address, self._server.key
         self._thread = threading.Thread(target=self._follow, name=f"ingest-feed-{job}", daemon=True)
@@ -82,6 +121,9 @@ class Feed:
         except Exception as error:  # noqa: BLE001 - it must reach those who wait rather than end this thread unseen
             self._take_in(IngestError(f"following job {self._job} failed: {error!r}"))
         finally:
+            self._reader.rest()
+            with self._news:  # files are read long after they have landed, in every epoch: until then they stay
+                self._news.wait_for(lambda: self._closed)
             self._reader.close()
 
     def _take_in(self, error: IngestError | None) -> None:
@@ -156,6 +198,20 @@ class Feed:
         if isinstance(entry, Failure):
             return {"failure": entry.to_json(), "cancelled": end.state == "cancelled"}
         return {"files": [{"path": str(file.path), "source": file.source} for file in entry]}
+
+    def _passed(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A consumer needs the files at these positions no more. What all of this process have passed is released."""
+        with self._news:
+            for position in request["positions"]:
+                number = bisect_right(self._starts, position) - 1
+                self._passes.add(self._layouts[number], position, request["worker"], request["workers"])
+            shards = self._passes.take()
+        try:
+            self._reader.release(shards)
+        except LedgerUnavailable:
+            with self._news:
+                self._passes.put_back(shards)
+        return {}
 
     def _why(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """A sentence on what the file at ``position`` waits for, or the plan where that is None."""

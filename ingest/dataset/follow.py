@@ -59,6 +59,7 @@ class Follower:
     def __init__(self, ask: Ask, job: str, timeout_s: float) -> None:
         self._ask, self._job, self._timeout_s = ask, job, timeout_s
         self._extent = Extent(0, False)
+        self._passed: list[int] = []
 
     def begin(self) -> Begin:
         return Begin(**self._answer({"ask": "begin"}))
@@ -80,6 +81,15 @@ class Follower:
         if "failure" in answer:
             return _missing(answer)
         return [Landed(Path(file["path"]), file["source"]) for file in answer["files"]]
+
+    def passed(self, position: int) -> None:
+        """The file there is needed no more; told with :meth:`tell`."""
+        self._passed.append(position)
+
+    def tell(self, worker: int, workers: int) -> None:
+        if self._passed:
+            positions, self._passed = self._passed, []
+            self._answer({"ask": "passed", "positions": positions, "worker": worker, "workers": workers})
 
     def _answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         answer = self._ask(request)

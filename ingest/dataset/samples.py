@@ -33,6 +33,7 @@ class Options:
     read: Callable[[Path], Iterable[Any]] | None = None
     timeout_s: float = 300.0
     on_failure: str = "raise"
+    keep: bool = True
 
     def __post_init__(self) -> None:
         if self.timeout_s <= 0:
@@ -61,7 +62,10 @@ def stream(follower: Follower, options: Options, job: str, worker: int, workers:
     seed = f"{options.seed}/{begin.epoch}"
     extent = partial(_extent, follower, options.on_failure)
     share = order.Share(consumer, consumers, by_file=extent(consumers).files >= consumers)
-    samples = _in_order(follower, options, job, share, order.places(extent, seed if options.shuffle else None))
+    places = order.places(extent, seed if options.shuffle else None)
+    if not options.keep:
+        places = _told(follower, share, places, worker, workers)
+    samples = _in_order(follower, options, job, share, places)
     return order.mixed(samples, f"{seed}/{consumer}/{consumers}") if options.shuffle else samples
 
 
@@ -72,6 +76,19 @@ def _extent(follower: Follower, on_failure: str, at_least: int) -> Extent:
     if extent.failures and on_failure == "raise":
         raise JobFailed([], extent.failures)
     return extent
+
+
+def _told(
+    follower: Follower, share: order.Share, places: Iterator[tuple[int, int]], worker: int, workers: int
+) -> Iterator[tuple[int, int]]:
+    """The places, telling the feed which of them are passed: before the next file is asked for, which may wait for
+    their space."""
+    for place, position in places:
+        if share.has_file(place):
+            follower.tell(worker, workers)
+        yield place, position
+        follower.passed(position)
+    follower.tell(worker, workers)
 
 
 def _in_order(

@@ -46,6 +46,9 @@ class StreamingDataset(IterableDataset[Any]):
     - ``on_failure="raise"`` raises JobFailed, naming source and cause, when the order reaches a file that failed, and
       as soon as the order is complete where a source could not even be planned; ``"skip"`` goes on without them. A
       cancelled job is always an error.
+    - The files stay in the store until ``close()`` or the end of the dataset or its process. With ``keep=False`` a
+      shard may be evicted once all consumers have read it, so that a job may be larger than the store. It can be read
+      once: make all ranks' datasets before the first is read, and submit the sources again for another epoch.
     - ``rank`` and ``world_size`` come from torch.distributed where it is initialised, else from RANK and WORLD_SIZE.
 
     Iterating raises WaitTimeout, JobFailed, DataError, NotLocalError, StoreError or LedgerUnavailable. Out of a
@@ -65,6 +68,7 @@ class StreamingDataset(IterableDataset[Any]):
         read: Callable[[Path], Iterable[Any]] | None = None,
         timeout: float = 300.0,
         on_failure: str = "raise",
+        keep: bool = True,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -72,7 +76,7 @@ class StreamingDataset(IterableDataset[Any]):
             given = f"rank={rank} and world_size={world_size}"
             raise UsageError(f"{given}: give both, with 0 <= rank < world_size, or neither")
         self._options = samples.Options(
-            shuffle, seed, format, samples.columns_of(columns), decode, read, float(timeout), on_failure
+            shuffle, seed, format, samples.columns_of(columns), decode, read, float(timeout), on_failure, keep
         )
         self._job = job.id
         self._feed: Feed | None = Feed(job.id, job.reader(), partial(_share, rank, world_size))
@@ -86,7 +90,8 @@ class StreamingDataset(IterableDataset[Any]):
         self._feed.epoch = int(epoch)
 
     def close(self) -> None:
-        """Let go of thread, connection and socket; the dataset's end does the same. Who iterates then gets an error."""
+        """Let go of thread, connection, socket and files; the dataset's end does the same. Who iterates then gets an
+        error."""
         if self._feed is not None:
             self._feed.close(_CLOSE_S)
 

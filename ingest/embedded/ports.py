@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from ingest.errors import ServiceFailed
+from ingest.sentinels import is_sentinel, parse_sentinels
 from ingest.settings import redact
 
 LOOPBACK = "127.0.0.1"
@@ -37,9 +40,18 @@ def is_taken(port: int) -> bool:
 
 def connect(url: str, timeout_s: float = _ANSWER_S) -> redis.Redis:
     """A client that tries each command once. Opens its connection with the first command."""
-    return redis.Redis.from_url(
-        url, socket_connect_timeout=timeout_s, socket_timeout=timeout_s, retry=Retry(NoBackoff(), 0)
-    )
+    how: dict[str, Any] = {
+        "socket_connect_timeout": timeout_s,
+        "socket_timeout": timeout_s,
+        "retry": Retry(NoBackoff(), 0),
+    }
+    if not is_sentinel(url):
+        return redis.Redis.from_url(url, **how)
+    known = parse_sentinels(url)
+    login = {"username": known.username, "password": known.password, "db": known.db, "ssl": known.ssl}
+    watch = Sentinel(list(known.hosts), sentinel_kwargs=known.sentinel_kwargs)  # type: ignore[no-untyped-call]
+    primary: redis.Redis = watch.master_for(known.master, **how, **login)  # type: ignore[no-untyped-call]
+    return primary
 
 
 def answers(url: str) -> bool:
@@ -55,6 +67,8 @@ def answers(url: str) -> bool:
             raise ServiceFailed("redis", f"{redact(url)}: {reason}") from error
         except redis.exceptions.BusyLoadingError:
             return True
+        except MasterNotFoundError as error:
+            raise ServiceFailed("redis", f"{redact(url)}: no Sentinel knows a primary of that name now") from error
         except redis.exceptions.ConnectionError as error:
             if _refused(error):
                 return False

@@ -4,7 +4,7 @@
 ``jobs`` is what a submitter and a reader need, ``work`` what a worker needs, ``pictures`` sources that are read as one.
 """
 
-from ingest.ledger.jobs import BATCH, JobLedger, NewUnit, UnitRecord, WorkerInfo, batched
+from ingest.ledger.jobs import BATCH, JobLedger, NewUnit, UnitRecord, WorkerInfo, batched, fit
 from ingest.ledger.pictures import Cursor, Picture, Taken, Wish
 from ingest.ledger.redis import Ledger
 from ingest.ledger.work import Claim, Result, Settled, Tick, WorkLedger
@@ -26,4 +26,5 @@ __all__ = [
     "WorkLedger",
     "WorkerInfo",
     "batched",
+    "fit",
 ]

@@ -10,6 +10,7 @@ end
 rec.er = ARGV[6]
 rec.bo = nil
 if counted ~= '0' then
+  leave_short(unit, rec) -- it waits for its origin
   rec.at, rec.bo = counted == '1' and rec.at + 1 or 0, 1
   redis.call('HINCRBY', jobkey(job), 'retries', 1)
 elseif rec.wk then
@@ -18,6 +19,7 @@ end
 rec.wk = nil
 if ARGV[7] ~= '' then
   redis.call('HSET', jobkey(job, 'done'), n, ARGV[7])
+  redis.call('SADD', jobkey(job, 'parted'), n) -- has files of which no manifest may say, perhaps in another node's store
   local files, failed, bytes = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
   redis.call('HINCRBY', jobkey(job), 'files_done', files - (rec.fd or 0))
   redis.call('HINCRBY', jobkey(job), 'files_failed', failed - (rec.ff or 0))

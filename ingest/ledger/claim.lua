@@ -1,13 +1,30 @@
 -- claim(worker, pid, max_held, lease_ms, queue, …): the best due unit of the first queue that has one, as
--- {unit, fence, record, spec, options, earlier result, ms since the job was made or retried} – or "full" when this worker holds max_held already, "busy", or nil.
+-- {unit, fence, record, spec, options, earlier result, ms since the job was made or retried, why its origin is taken for down} – or "full" when this worker holds max_held already, "unfit", "busy", or nil.
 -- A process holds one unit at most: asking again gives that one again, so a lost reply is harmless.
 local worker, pid, max_held, lease = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local held = P .. 'held:' .. worker
 
-local function handed(unit, rec, job, n)
+-- An origin that did not answer five times in a row is looked at by one claim at a time, every few seconds: shards of it wait
+-- meanwhile, uncounted, and do not keep processes from the shards of others. After three minutes they are handed out to be failed:
+-- that is as long as an origin is waited for. Returns seconds to wait and why; 0 and why: it is down; nil: try it.
+local function down(rec)
+  local key = P .. 'origin:' .. rec.o
+  local is = redis.call('HMGET', key, 'u', 's', 'er')
+  if not is[1] then return nil end
+  local till, away = tonumber(is[1]), NOW - tonumber(is[2])
+  if till <= NOW then
+    redis.call('HSET', key, 'u', NOW + 15000, 'probe', 1) -- this one looks
+    return nil
+  end
+  local why = rec.o .. ' has not answered for ' .. math.floor(away / 1000) .. ' s; the last it said: ' .. is[3]
+  if away > 180000 then return 0, why end
+  return till - NOW + NOW * 7919 % 3000, why -- not all in one moment
+end
+
+local function handed(unit, rec, job, n, why)
   local meta = redis.call('HMGET', jobkey(job), 'options', 'again', 'created')
   return {unit, rec.f, cjson.encode(rec), redis.call('HGET', jobkey(job, 'spec'), n), meta[1],
-    redis.call('HGET', jobkey(job, 'done'), n) or '', NOW - tonumber(meta[2] or meta[3])}
+    redis.call('HGET', jobkey(job, 'done'), n) or '', NOW - tonumber(meta[2] or meta[3]), why or ''}
 end
 
 local mine = redis.call('HGETALL', held)
@@ -15,12 +32,19 @@ for at = 1, #mine, 2 do
   local whose, fence = string.match(mine[at + 1], '^(%S+) (.+)$')
   if whose == pid then
     local rec, job, n = load(mine[at])
-    if holds(rec, fence) then return handed(mine[at], rec, job, n) end
+    if holds(rec, fence) then
+      rec.re = 1
+      return handed(mine[at], rec, job, n)
+    end
     redis.call('HDEL', held, mine[at])
   end
 end
 if redis.call('HLEN', held) >= max_held then return 'full' end
--- A job of a hundred thousand shards that is being cancelled is not ended by one claim: that would hold up everybody.
+-- A node that says of itself that its store cannot be worked in gets nothing.
+local told = redis.call('GET', P .. 'worker:' .. worker)
+if told and (cjson.decode(told).unfit or '') ~= '' then return 'unfit' end
+-- A job of a hundred thousand shards that is being cancelled, or whose origin is down, is not gone through by one claim: that would
+-- hold up everybody.
 local patience = 200
 mature(100)
 for at = 6, #ARGV do
@@ -31,13 +55,19 @@ for at = 6, #ARGV do
     local unit = best[1]
     local rec, job, n = load(unit)
     if rec and rec.s == 'due' then
-      if cancelled(job) then
+      local over = cancelled(job)
+      local wait, why = nil, nil
+      if not over then wait, why = down(rec) end
+      if over then
         settle(unit, job, n, rec, 'cancelled')
-        patience = patience - 1
-        if patience == 0 then return 'busy' end
+      elseif wait and wait > 0 then
+        rec.nb, rec.er, rec.bo = NOW + wait, why, 1
+        redis.call('ZADD', P .. 'delayed', rec.nb, unit)
+        save(job, n, rec)
       else
         local vtime = P .. 'vtime:' .. queue
         if tonumber(best[2]) > tonumber(redis.call('GET', vtime) or '0') then redis.call('SET', vtime, best[2]) end
+        rec.re = rec.f and 1 or nil
         -- The clock beside the counter: a ledger that was flushed, or restored from an older file, counts anew.
         rec.f = CLOCK[1] .. '.' .. CLOCK[2] .. '-' .. string.format('%d', redis.call('INCR', P .. 'fence'))
         rec.w, rec.x, rec.xw, rec.bo, rec.wk = worker, nil, nil, nil, nil
@@ -45,8 +75,10 @@ for at = 6, #ARGV do
         save(job, n, rec)
         redis.call('ZADD', P .. 'leases', NOW + lease, unit)
         redis.call('HSET', held, unit, pid .. ' ' .. rec.f)
-        return handed(unit, rec, job, n)
+        return handed(unit, rec, job, n, why)
       end
+      patience = patience - 1
+      if patience == 0 then return 'busy' end
     end
   end
 end

@@ -3,8 +3,9 @@
 --   s state   q queue   i source of its first file   p part of it   c files listed   o origin   f fence of the last lease
 --   w worker  at attempts  dl worker deaths  nb due at (ms)  er last reason  fd files done  ff files failed  by bytes done
 --   x, xw process and worker of a lease that ran out   bo 1: backs off from an origin   wk 1: what it waited for has landed
---   hw bytes that were here when an attempt began, the most so far
+--   hw bytes that were here when an attempt began, the most so far   re 1: it was claimed before
 --   pc 1: it belongs to the picture of its source, see picture() below   an how often its end was taken back
+--   sp the store in which it has reserved space   sh the one in which it waits for space
 -- Times are Redis's own, in milliseconds. Keys are built here, so this ledger lives in one Redis, not in a cluster.
 local P = ARGV[1]
 local CLOCK = redis.call('TIME')
@@ -84,7 +85,35 @@ local function mature(limit)
   end
 end
 
+-- The space of a store is a hash: used, bytes as last counted and published since; r:UNIT what a unit may still write, res the sum of
+-- all r; p:UNIT what it has published; add all that units ever added to used; dry, why nothing can be evicted, till when, and as of which holders.
+local function space(store)
+  return P .. 'space:' .. store
+end
+
+local function add_to(key, field, bytes)
+  if bytes ~= 0 then redis.call('HINCRBY', key, field, string.format('%.0f', bytes)) end
+end
+
+-- What a unit leaves behind is a partial file of at most the size that it had reserved. How much it is, the next count of the disk says.
+local function leave_space(unit, rec)
+  if not rec.sp then return end
+  local key = space(rec.sp)
+  local had = tonumber(redis.call('HGET', key, 'r:' .. unit) or '0')
+  add_to(key, 'res', -had)
+  if redis.call('HEXISTS', key, 'used') == 1 then add_to(key, 'used', had) end
+  add_to(key, 'add', had)
+  redis.call('HDEL', key, 'r:' .. unit, 'p:' .. unit)
+  rec.sp = nil
+end
+
+local function leave_short(unit, rec)
+  if rec.sh then redis.call('ZREM', P .. 'short:' .. rec.sh, unit) end
+  rec.sh = nil
+end
+
 local function drop_lease(unit, job, n, rec)
+  leave_space(unit, rec)
   redis.call('ZREM', P .. 'leases', unit)
   if rec.w then redis.call('HDEL', P .. 'held:' .. rec.w, unit) end
   redis.call('HDEL', jobkey(job, 'live'), n)
@@ -94,7 +123,7 @@ local function holds(rec, fence)
   return rec and rec.s == 'leased' and rec.f == fence
 end
 
-local land
+local land, holders_changed
 
 local function finish_if_over(job)
   local meta = redis.call('HMGET', jobkey(job), 'sealed', 'open', 'plans', 'state', 'stopped', 'failed', 'keep', 'reply', 'low')
@@ -113,6 +142,8 @@ local function finish_if_over(job)
   if tonumber(meta[5] or '0') > 0 then state = 'cancelled' end
   redis.call('HSET', jobkey(job), 'state', state, 'finished', NOW)
   redis.call('ZADD', P .. 'expire', NOW + tonumber(meta[7]), job)
+  if state == 'cancelled' then redis.call('ZREM', P .. 'holding', job) else redis.call('ZADD', P .. 'holding', NOW, job) end
+  holders_changed()
   redis.call('ZREM', P .. 'unsealed', job)
   if meta[8] == '1' then redis.call('ZADD', P .. 'outbox', NOW, job) end
   event(job, 'end', '', state)
@@ -166,6 +197,7 @@ end
 -- The one way into a terminal state.
 local function settle(unit, job, n, rec, state)
   drop_lease(unit, job, n, rec)
+  leave_short(unit, rec)
   redis.call('ZREM', P .. 'due:' .. rec.q, unit)
   redis.call('ZREM', P .. 'delayed', unit)
   set_state(job, n, rec, state)
@@ -260,6 +292,23 @@ local function wake(waiter)
     return
   end
   save(job, n, rec)
+end
+
+-- Some of those that wait for space in a store may look: the first of their jobs, and some others, as the first may want more than there
+-- is. They wait until they have it.
+local function nudge(store, most)
+  for _, at in ipairs({0, NOW % math.max(1, redis.call('ZCARD', P .. 'short:' .. store))}) do
+    for _, unit in ipairs(redis.call('ZRANGE', P .. 'short:' .. store, at, at + most - 1)) do
+      if load(unit) then wake(unit) else redis.call('ZREM', P .. 'short:' .. store, unit) end
+    end
+  end
+  if redis.call('EXISTS', P .. 'short:' .. store) == 0 then redis.call('SREM', P .. 'shorts', store) end
+end
+
+-- Which jobs hold which files is another question now: whoever evicts asks it anew, and some of those that wait may look.
+function holders_changed()
+  redis.call('INCR', P .. 'holders')
+  for _, store in ipairs(redis.call('SMEMBERS', P .. 'shorts')) do nudge(store, 16) end
 end
 
 -- What this unit was fetching is no longer in flight. Of the keys that it names, those in another's flight are left alone.

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from ingest.errors import UnknownJob
-from ingest.ledger.redis import Ledger, text
+from ingest.ledger.redis import text
+from ingest.ledger.space import SpaceLedger
 from ingest.model import TERMINAL_JOB, FileSpec, JobOptions, origin_of
 from ingest.record import pack, pack_json, unpack, unpack_json
 from ingest.sources import AnySource, source_from_json, source_to_json
@@ -57,6 +58,7 @@ class UnitRecord:
     reason: str
     failed: int
     again: int = 0
+    reclaimed: bool = False
 
     @property
     def number(self) -> str:
@@ -74,12 +76,28 @@ class UnitRecord:
             unit, r["s"], r["q"], int(r["i"]), int(r["p"]), int(r["c"]), r.get("o", ""),
             int(r.get("at", 0)), int(r.get("dl", 0)), r.get("w") or "",
             int(r.get("nb") or 0), r.get("er") or "", int(r.get("ff") or 0), int(r.get("an") or 0),
+            bool(r.get("re")),
         )  # fmt: skip
+
+
+class Following(NamedTuple):
+    """One look at a job's events: those after a certain one; ``made``, which differs once the job was lost and put
+    back ("" while it is not there); whether its submission is complete; and the id of the last event there is."""
+
+    rows: list[tuple[str, dict[str, str]]]
+    made: str
+    sealed: bool
+    last: str
 
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """What a live worker says of itself, from its last heartbeat."""
+    """What a live worker says of itself, from its last heartbeat.
+
+    ``able_s``: seconds since a message in its queue was answered, or its work went on while no process was free; None
+    where none was yet. ``unable``, ``unfit``: why it cannot work though it is alive, and why its store cannot be
+    worked in; "" where it can. ``skew_s``: by how much its clock is ahead of Redis's.
+    """
 
     id: str
     node: str
@@ -90,17 +108,41 @@ class WorkerInfo:
     free_bytes: int
     age_s: float
     pid: int
+    able_s: float | None = None
+    unable: str = ""
+    unfit: str = ""
+    skew_s: float = 0.0
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing is to be expected of it now, or ""."""
+        return f"unfit: {self.unfit}" if self.unfit else f"not able to work: {self.unable}" if self.unable else ""
 
 
-class JobLedger(Ledger):
+def fit(workers: Sequence[WorkerInfo]) -> list[WorkerInfo]:
+    """Those that can work now; all of them where none can."""
+    return [worker for worker in workers if not worker.trouble] or list(workers)
+
+
+class JobLedger(SpaceLedger):
     """Reads are plain commands, in bulk; writes are scripts."""
 
     def create(self, options: JobOptions, key: str | None, job: str | None = None) -> tuple[str, bool]:
         """A new job, or the one that the same key made before: ``(id, made)``."""
-        new = job or f"j{secrets.token_hex(8)}"
-        keep_ms = int(self.settings.keep_s * 1000)
-        found, made = self.run("create", new, key or "", keep_ms, int(options.reply), json.dumps(options.to_json()))
+        found, made, _ = self._create(options, key, job or f"j{secrets.token_hex(8)}")
         return text(found), bool(made)
+
+    def create_again(self, options: JobOptions, key: str | None, job: str) -> bool:
+        """A job that Redis lost, under its id; whether it was not there. Its key is another job's if somebody took it
+        meanwhile."""
+        found, _, new = self._create(options, key, job)
+        if text(found) != job:
+            _, _, new = self._create(options, None, job)
+        return bool(new)
+
+    def _create(self, options: JobOptions, key: str | None, job: str) -> Any:
+        keep_ms = int(self.settings.keep_s * 1000)
+        return self.run("create", job, key or "", keep_ms, int(options.reply), json.dumps(options.to_json()))
 
     def add(self, job: str, kind: str, start: int, upto: int, units: Sequence[NewUnit]) -> str:
         """Shards (kind ``""``) or pieces of planning (``"p"``), the first of which is the submitter's ``start``th of
@@ -182,6 +224,28 @@ class JobLedger(Ledger):
             (text(i), {text(k): text(v) for k, v in fields.items()}) for _, rows in answer or [] for i, fields in rows
         ]
 
+    def follow(self, job: str, after: str, block_ms: int) -> Following:
+        """:meth:`events`, and in the same answer whether it is still the same job. ``block_ms`` as there."""
+        with self.translated():
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.xread({self.key("job", job, "events"): after}, count=1000, block=min(block_ms, 1000) or None)
+            pipe.hmget(self.key("job", job), "made", "sealed")
+            pipe.xrevrange(self.key("job", job, "events"), count=1)
+            read, (made, sealed), last = pipe.execute()
+        rows = [(text(i), {text(k): text(v) for k, v in f.items()}) for _, found in read or [] for i, f in found]
+        return Following(rows, text(made), sealed == b"1", text(last[0][0]) if last else "0-0")
+
+    def was_lost(self, job: str, epoch: str, created_ms: int) -> bool:
+        """Of a job that is not there: whether Redis lost it, rather than that it expired or was forgotten."""
+        with self.translated():
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.get(self.key("epoch"))
+            pipe.zscore(self.key("gone"), job)
+            now, gone = pipe.execute()
+        if text(now) != epoch:
+            return True  # the whole ledger is another one
+        return gone is None and self.now_ms() - created_ms < self.settings.keep_s * 1000
+
     def sweep(self, verb: str, job: str) -> list[str]:
         """``cancel`` or ``retry`` all units of a job that it applies to. Returns the queues that have something due
         for it."""
@@ -215,9 +279,10 @@ class JobLedger(Ledger):
         now = self.now_ms()
         with self.translated():
             names = self.redis.zrange(self.key("workers"), 0, -1, withscores=True)
-            infos = self.redis.mget([self.key("worker", text(n)) for n, _ in names]) if names else []
+            keys = [self.key(kind, text(n)) for kind in ("worker", "able") for n, _ in names]
+            found = self.redis.mget(keys) if keys else []
         out = []
-        for (name, seen), info in zip(names, infos, strict=True):
+        for (name, seen), info, able in zip(names, found[: len(names)], found[len(names) :], strict=True):
             if info:
                 d: Mapping[str, Any] = json.loads(info)
                 out.append(
@@ -231,6 +296,10 @@ class JobLedger(Ledger):
                         d["free_bytes"],
                         max(0.0, (now - seen) / 1000),
                         d["pid"],
+                        max(0.0, (now - int(able)) / 1000) if able else None,
+                        d.get("unable", ""),
+                        d.get("unfit", ""),
+                        d["time"] - seen / 1000 if "time" in d else 0.0,
                     )
                 )
         return out

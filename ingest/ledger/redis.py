@@ -9,17 +9,25 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import redis
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import AuthenticationError, ConnectionError, NoScriptError, RedisError, TimeoutError
-from redis.retry import Retry
+from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, RedisError
+from redis.sentinel import MasterNotFoundError
 
 from ingest.errors import LedgerUnavailable
+from ingest.ledger.connect import open_redis
 from ingest.settings import Settings, redact
 
-# Below the lease, so that a renewal that hangs on a dead connection leaves time for another one.
-SOCKET_TIMEOUT_S = 5.0
-CONNECT_TIMEOUT_S = 3.0
+#: What Redis says when it is there and refuses, as it is within a longer sentence of a script that failed: why, and
+#: what to do about it.
+REFUSALS = (
+    ("OOM ", "Redis is out of memory", "raise its maxmemory, or let old jobs expire sooner (keep_s)"),
+    ("READONLY ", "this Redis is a read-only replica", "point INGEST_REDIS_URL at the primary"),
+    ("MISCONF ", "Redis cannot write its files", "make room on its disk; its log says more"),
+    ("NOREPLICAS ", "Redis has too few replicas to write", "bring them back, or lower min-replicas-to-write"),
+    ("max number of clients", "Redis has no connection left for us", "raise its maxclients"),
+    ("LOADING ", "Redis is still reading its files", "wait"),
+    ("BUSY ", "Redis is busy with somebody's script", "see SCRIPT KILL, if it does not end"),
+    ("NOPERM ", "this user may not use the ledger", "see the rights in docs/operations.md"),
+)
 
 
 @cache
@@ -32,25 +40,15 @@ class Ledger:
     """State in Redis. Every transition is one script, retried on a lost connection: each tells a repeated call from a
     new one.
 
-    Raises :class:`LedgerUnavailable` when Redis cannot be reached, refuses the password, or is read-only.
+    Raises :class:`LedgerUnavailable` when Redis cannot be reached, refuses the password, is out of memory, or is
+    read-only.
     """
 
     def __init__(self, settings: Settings, *, retries: int = 3) -> None:
         self.settings = settings
         self.url = redact(settings.ledger_url)
         self.prefix = f"{settings.prefix}ledger:"
-        # RESP2 reads the same from every Redis since 5 and from Valkey. Any, because redis-py's types leave open
-        # whether an answer is bytes or text, of RESP2 or RESP3; which it is, is said here.
-        self.redis: Any = redis.Redis.from_url(
-            settings.ledger_url,
-            protocol=2,
-            socket_timeout=SOCKET_TIMEOUT_S,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            socket_keepalive=True,
-            health_check_interval=30,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), retries),
-            retry_on_error=[ConnectionError, TimeoutError],
-        )
+        self.redis = open_redis(settings, retries)
         self._scripts: dict[str, Any] = {}
 
     def run(self, script: str, *args: Any) -> Any:
@@ -65,13 +63,28 @@ class Ledger:
         """Errors of redis-py as :class:`LedgerUnavailable`, with the URL less its password."""
         try:
             yield
+        except NoPermissionError as error:
+            raise self._refused(error) from error
         except AuthenticationError as error:
-            raise LedgerUnavailable(self.url, f"it refuses the user or password ({error})") from error
+            cure = "put the right ones into INGEST_REDIS_URL"
+            raise LedgerUnavailable(self.url, f"it refuses the user or password ({error})", cure) from error
         except NoScriptError:
             raise
         except (RedisError, OSError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise LedgerUnavailable(self.url, reason) from error
+            raise self._refused(error) from error
+
+    def _refused(self, error: Exception) -> LedgerUnavailable:
+        if isinstance(error, MasterNotFoundError):  # redis-py's own words are a page of its internals
+            return LedgerUnavailable(self.url, "no Sentinel knows a primary of that name now", "see SENTINEL MASTERS")
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # redis-py takes the first word of an answer away where that word is an error of its own.
+        whole = f"{_WORDS.get(type(error).__name__, '')}{said}"
+        for mark, why, cure in REFUSALS:
+            if mark in whole:
+                if mark == "READONLY ":  # it was the primary when we connected: ask again who is
+                    self.redis.connection_pool.disconnect()
+                return LedgerUnavailable(self.url, f"{why} ({said})", cure)
+        return LedgerUnavailable(self.url, said)
 
     def key(self, *parts: str) -> str:
         return self.prefix + ":".join(parts)
@@ -82,6 +95,14 @@ class Ledger:
 
     def close(self) -> None:
         self.redis.close()
+
+
+_WORDS = {
+    "OutOfMemoryError": "OOM ",
+    "ReadOnlyError": "READONLY ",
+    "BusyLoadingError": "LOADING ",
+    "NoPermissionError": "NOPERM ",
+}
 
 
 def text(value: bytes | str | None) -> str:

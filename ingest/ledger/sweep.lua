@@ -45,6 +45,8 @@ if again then
   redis.call('HSET', jobkey(job), 'state', state, 'cancelled', 0, 'again', NOW)
   redis.call('HDEL', jobkey(job), 'finished')
   redis.call('ZREM', P .. 'expire', job)
+  redis.call('ZADD', P .. 'holding', '+inf', job)
+  redis.call('INCR', P .. 'comers')
   redis.call('ZREM', P .. 'outbox', job)
 end
 if verb == 'cancel' and found[1] == '0' then finish_if_over(job) end

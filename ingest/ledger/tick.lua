@@ -6,11 +6,25 @@ if NOW - last < every and NOW >= last then return nil end
 redis.call('SET', P .. 'tick', NOW)
 if NOW - last > lease / 2 then
   -- The ledger was away, or everybody else was: leases that ran out meanwhile say nothing about their holders. They get one more.
+  -- And it may be older than what it said before: nothing is evicted until all who read had time to be heard, two renewals long.
+  if last > 0 then redis.call('SET', P .. 'deaf', 1, 'PX', 30000) end
   for _, unit in ipairs(redis.call('ZRANGE', P .. 'leases', 0, -1)) do redis.call('ZADD', P .. 'leases', 'XX', NOW + lease, unit) end
   for _, member in ipairs(redis.call('ZRANGE', P .. 'pictures', 0, -1)) do
     if redis.call('HEXISTS', P .. 'picture:' .. member, 'w') == 1 then redis.call('ZADD', P .. 'pictures', NOW + lease, member) end
   end
+  for _, job in ipairs(redis.call('ZRANGEBYSCORE', P .. 'reading', last, '+inf')) do
+    redis.call('ZADD', P .. 'reading', NOW + 60000, job)
+    for _, reader in ipairs(redis.call('ZRANGEBYSCORE', P .. 'readers:' .. job, last, '+inf')) do
+      redis.call('ZADD', P .. 'readers:' .. job, NOW + 60000, reader)
+    end
+  end
 end
+local unread = redis.call('ZRANGEBYSCORE', P .. 'reading', '-inf', NOW, 'LIMIT', 0, 500)
+for _, job in ipairs(unread) do
+  redis.call('ZREM', P .. 'reading', job)
+  redis.call('DEL', P .. 'readers:' .. job)
+end
+if #unread > 0 then holders_changed() end
 for _, unit in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', '-inf', NOW, 'LIMIT', 0, 500)) do
   local rec, job, n = load(unit)
   if rec and rec.s == 'leased' then release_dead(unit, job, n, rec, limit, true) else redis.call('ZREM', P .. 'leases', unit) end

@@ -51,7 +51,8 @@ class Result:
 
 @dataclass(frozen=True)
 class Claim:
-    """A leased unit: what to do, under which token, and what earlier attempts already have."""
+    """A leased unit: what to do, under which token, and what earlier attempts already have. ``down``: why its origin is
+    not to be asked."""
 
     unit: str
     fence: str
@@ -61,6 +62,7 @@ class Claim:
     earlier: Result
     cursor: str
     age_s: float
+    down: str = ""
 
     @property
     def job(self) -> str:
@@ -110,11 +112,11 @@ class WorkLedger(PictureLedger):
         found = self.run("claim", worker, pid, max_held, self._lease_ms, *queues)
         if found is None or isinstance(found, bytes):
             return None
-        unit, fence, record, spec, options, earlier, age_ms = found
+        unit, fence, record, spec, options, earlier, age_ms, down = found
         return Claim(
             text(unit), text(fence), UnitRecord.parse(text(unit), record), spec,
             JobOptions.from_json(json.loads(options)), Result.unpacked(earlier), json.loads(record).get("cu", ""),
-            int(age_ms) / 1000,
+            int(age_ms) / 1000, text(down),
         )  # fmt: skip
 
     def progress(self, claim: Claim, size_bytes: int, held_bytes: int = 0) -> str:
@@ -136,6 +138,10 @@ class WorkLedger(PictureLedger):
         ``lost``, or ``ahead``: added, and more than ``most`` units of the job are open; rest until half are."""
         args = [value for unit in units for value in unit]
         return text(self.run("add", claim.job, "", 0, most, claim.unit, claim.fence, cursor, *args))
+
+    def origin(self, name: str, failures: int, reason: str = "") -> None:
+        """What a claim learned of an origin: that it answered (0), or did not, so often and never in between."""
+        self.run("origin", name, failures, _plain(reason))
 
     def open_units(self, job: str) -> int:
         """How many units of a job are not over."""
@@ -168,6 +174,10 @@ class WorkLedger(PictureLedger):
             )
         )
 
+    def let_go(self, unit: str, fence: str, reason: str) -> None:
+        """:meth:`back` at once and uncounted, in place of a process that cannot say it any more."""
+        self.run("back", unit, fence, 0, 0, _plain(reason), *_numbers(None))
+
     def commit(self, claim: Claim, state: str, result: Result, flights: Sequence[str]) -> Settled:
         """The end: ``done``, ``failed`` or ``cancelled``."""
         return self._settled(self.run("commit", claim.unit, claim.fence, state, *_numbers(result), *flights))
@@ -194,10 +204,19 @@ class WorkLedger(PictureLedger):
         facts = (info["node"], info["store"], json.dumps(info))
         return [text(u) for u in self.run("beat", worker, *facts, lease, lease, deaths, len(alive), *pairs)]
 
+    def able(self, worker: str) -> None:
+        """A message that went through this worker's queue is answered."""
+        self.run("able", worker)
+
+    def able_at(self, worker: str) -> str:
+        """When that was last, by the ledger's clock; "" for never."""
+        with self.translated():
+            return text(self.redis.get(self.key("able", worker)))
+
     def bye(self, worker: str) -> None:
         with self.translated():
             self.redis.zrem(self.key("workers"), worker)
-            self.redis.delete(self.key("worker", worker))
+            self.redis.delete(self.key("worker", worker), self.key("able", worker))
 
     def tick(self, every_s: float, abandoned_s: float) -> Tick | None:
         """What one node at a time does for all; None when another did it within ``every_s``."""

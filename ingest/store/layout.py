@@ -77,9 +77,10 @@ def source_dir(root: Path, key: str) -> Path:
     return root / "data" / key[:2] / key
 
 
-def write_atomic(path: Path, data: bytes, *, fsync: bool) -> None:
-    """Replace ``path`` by ``data`` in one step; two writers at once leave one of the two, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+def write_atomic(path: Path, data: bytes, *, scratch: Path, fsync: bool) -> None:
+    """Replace ``path`` by ``data`` in one step; two writers at once leave one of the two, whole. ``scratch`` is where a
+    writer that is killed leaves its half: a folder that is swept, of the same filesystem."""
+    temporary = scratch / f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}"
     try:
         with open(temporary, "wb") as f:
             f.write(data)

@@ -18,13 +18,15 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from ingest import digests
 from ingest.errors import DigestMismatch, TooLarge
 from ingest.store import partial
-from ingest.store.partial import Journal, Left
+from ingest.store.partial import Journal
+from ingest.store.room import Room, Taken
+from ingest.store.running import RunningDigests
 from ingest.store.spans import Span, Spans
 
-_READ_BYTES = 1 << 20
+#: Hashed between two looks at the control.
+_AT_ONCE_BYTES = 16 << 20
 #: The journal is written anew after so many bytes, or so many seconds where they come slowly: what kill -9 may cost.
 #: Writing it takes some 50 µs.
 _JOURNAL_BYTES = 2 << 20
@@ -60,6 +62,7 @@ class Scratch:
         on_bytes: Callable[[int], None] = lambda n: None,
         keep: bool = True,
         fsync: bool = True,
+        room: Room | None = None,
     ) -> None:
         self.uri = uri
         self._directory, self._key = directory, key
@@ -70,6 +73,7 @@ class Scratch:
         self._on_bytes = on_bytes
         self._keep, self._fsync = keep, fsync
         self._lock = threading.Lock()
+        self._room, self._taken = room, Taken(room)
         #: Set by a fetcher that knows better than the URI: the file's base name, and how many samples it has.
         self.name: str | None = None
         self.samples: int | None = None
@@ -84,6 +88,8 @@ class Scratch:
                     self._take_up()
             if self._file is None:
                 self._begin()
+            if self._taken_up:
+                self._taken.took_up(self.path.stat().st_size)
         except BaseException:  # a disk that is full gets no fuller by it
             self.close(discard=True)
             raise
@@ -97,9 +103,7 @@ class Scratch:
         _at_work.add(self.path)
         self.journal: Journal | None = None
         self.size = self._spans.prefix
-        self._digests = {name: digests.new(name) for name in self._algorithms}
-        self._expected: dict[str, str] = {}
-        self._hashed = 0
+        self._digests = RunningDigests(self._algorithms)
         self._loose = bool(self._spans.total)  # whether anything may lie behind the prefix
         self._discarded = self._settled = False
         self._marked: Spans | None = None  # what ``mark`` claims; else whatever came is claimed
@@ -121,7 +125,9 @@ class Scratch:
             else:
                 _at_work.discard(path)
                 self._begin()
-                self._copy(best)
+                assert self._file is not None
+                self._spans, self._loose = partial.copy(best, self._file, self.check), True
+                self.size = self._spans.prefix
             self.journal = best.journal
             self._marked = Spans(self._spans) if best.journal.facts is not None else None
             if best.journal.stated and not self._verified:
@@ -138,11 +144,6 @@ class Scratch:
         end = max(end for _, end in spans)
         trusted = self._verified or not (journal.mixed or set(journal.mirrors) - set(self._mirrors))
         return trusted and max(end, journal.length or 0) <= self._max_bytes
-
-    def _copy(self, left: Left) -> None:
-        assert self._file is not None
-        self._spans, self._loose = partial.copy(left, self._file, self.check), True
-        self.size = self._spans.prefix
 
     @property
     def advanced(self) -> int:
@@ -168,22 +169,28 @@ class Scratch:
         """The origin says how many bytes there are. Raises :class:`TooLarge` before any of them is moved."""
         if length > self._max_bytes:
             raise TooLarge(self.uri, f"{length} bytes are announced, {self._max_bytes} are allowed")
+        self._taken.reach(length)
+
+    def moved(self) -> None:
+        """It is published: its bytes are the store's."""
+        self._taken.published(self.size)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append. Raises :class:`TooLarge` past the byte limit, and whatever the control raises to interrupt us."""
         if self.size + len(data) > self._max_bytes:
             raise TooLarge(self.uri, f"more than the {self._max_bytes} bytes allowed")
         if data:
+            self._taken.reach(self.size + len(data))
             self._fasten()
-            while self.catch_up(_READ_BYTES * 16):
-                self.check()
+            self._catch_up()
             partial.write_at(self._fileno, self.size, data)
-            self._hash(data)
+            self._digests.update(data)
             self._landed(self.size, len(data))
         self._on_bytes(len(data))
 
     def reserve(self, length: int) -> None:
         """Room for a file of that length, before ``place``. It needs a ``note`` first."""
+        self._taken.reach(length)
         self._loose = True
         self._claim()  # before the file is longer than what is in it
         partial.preallocate(self._fileno, length)
@@ -192,6 +199,7 @@ class Scratch:
         """Write there; from any thread. Raises as ``write``. What is written twice must be the same bytes."""
         if offset + len(data) > self._max_bytes:
             raise TooLarge(self.uri, f"more than the {self._max_bytes} bytes allowed")
+        self._taken.reach(offset + len(data))
         self._loose = True
         partial.write_at(self._fileno, offset, data)
         self._landed(offset, len(data))
@@ -207,7 +215,7 @@ class Scratch:
         with self._lock:
             self._spans.cut(end)
             self.size = self._spans.prefix
-            assert self._hashed <= self.size, "what is hashed cannot be forgotten"
+            assert self._digests.hashed <= self.size, "what is hashed cannot be forgotten"
             self._claim()
 
     def _fasten(self) -> None:
@@ -234,22 +242,14 @@ class Scratch:
             partial.write_journal(self.path, self.journal, self._claimable, synced=synced)
         self._unclaimed, self._claimed_at = 0, time.monotonic()
 
-    def _hash(self, data: bytes | memoryview) -> None:
-        for digest in self._digests.values():
-            digest.update(data)
-        self._hashed += len(data)
-
     def catch_up(self, most: int) -> bool:
         """Hash up to ``most`` more bytes of those that came without passing by (taken up, or out of order). Whether
         there are more."""
-        end = min(self.size, self._hashed + most)
-        buffer = memoryview(bytearray(min(_READ_BYTES, max(0, end - self._hashed))))
-        while self._hashed < end:
-            count = os.preadv(self._fileno, [buffer[: end - self._hashed]], self._hashed)
-            if not count:
-                raise OSError(f"{self.path.name} is shorter than the {self.size} bytes that were written to it")
-            self._hash(buffer[:count])
-        return self._hashed < self.size
+        return self._digests.hashed < self.size and self._digests.catch_up(self._fileno, self.size, most)
+
+    def _catch_up(self) -> None:
+        while self.catch_up(_AT_ONCE_BYTES):
+            self.check()
 
     def piece(self, name: str) -> Scratch:
         """Another file of the same source, published after this one and in the order in which they are made; no later
@@ -262,6 +262,7 @@ class Scratch:
             on_bytes=self._on_bytes,
             keep=False,
             fsync=self._fsync,
+            room=self._room,
         )
         made.name = name
         self.pieces.append(made)
@@ -304,11 +305,12 @@ class Scratch:
         if self._file is not None:
             self._file.close()
         self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115 - closed by close()
-        self.size, self._hashed, self._loose = os.fstat(self._fileno).st_size, 0, False
+        self.size, self._loose = os.fstat(self._fileno).st_size, False
         self._spans = Spans([(0, self.size)])
-        self._digests = {name: digests.new(name) for name in {*self._algorithms, *self._expected}}
+        self._digests.again()
         if self.size > self._max_bytes:
             raise TooLarge(self.uri, f"{self.size} bytes, more than the {self._max_bytes} allowed")
+        self._taken.reach(self.size)
         self.digest()
 
     def came(self, count: int) -> None:
@@ -319,20 +321,13 @@ class Scratch:
         """``"sha256:<hex>"`` of all bytes so far."""
         if self._spans.total == self.size:
             self._fasten()
-        while self.catch_up(_READ_BYTES * 16):
-            self.check()
-        return f"{algorithm}:{self._digests[algorithm].hexdigest()}"
+        self._catch_up()
+        return self._digests.value(algorithm)
 
     def expect(self, digest: str) -> None:
         """What all bytes will have to come to, learnt while the file is in the making. Raises ImportError where that
         algorithm is not installed."""
-        algorithm, _, value = digest.partition(":")
-        if algorithm not in self._digests:
-            late = digests.new(algorithm)
-            for at in range(0, self._hashed, _READ_BYTES):
-                late.update(os.pread(self._fileno, min(_READ_BYTES, self._hashed - at), at))
-            self._digests[algorithm] = late
-        self._expected[algorithm] = value
+        self._digests.expect(digest, self._fileno)
         if self.journal is not None:  # the answers that bring the rest need not say it again
             with self._lock:
                 self.journal = dataclasses.replace(self.journal, stated=digest)
@@ -340,7 +335,7 @@ class Scratch:
 
     def verify(self) -> None:
         """Raises :class:`DigestMismatch` where the bytes are not what was expected."""
-        for algorithm, value in self._expected.items():
+        for algorithm, value in self._digests.expected.items():
             if (found := self.digest(algorithm)) != f"{algorithm}:{value}":
                 raise DigestMismatch(self.uri, f"{algorithm}:{value} (stated by the origin)", found, self.size)
 
@@ -352,11 +347,17 @@ class Scratch:
             self._file.close()
 
     def sync(self) -> None:
-        if not self._settled:
-            os.fsync(self._fileno)
-            return
-        with open(self.path, "rb") as again:
-            os.fsync(again)
+        """Make it durable. Raises OSError; then nothing of it is kept: the kernel takes for written what it could not
+        write, and the next fsync would say that all is well."""
+        again = open(self.path, "rb") if self._settled else None  # noqa: SIM115 - closed below
+        try:
+            os.fsync(again or self._fileno)
+        except OSError:
+            self.discard()
+            raise
+        finally:
+            if again:
+                again.close()
 
     @property
     def _fileno(self) -> int:
@@ -369,12 +370,15 @@ class Scratch:
             return
         self._drop_pieces()
         if not (self._keep and self.journal and self._claimable.total) or discard:
-            self.discard()
+            with suppress(OSError):  # what a disk does not give up is swept later
+                self.discard()
         elif not self._discarded:
-            with suppress(OSError):  # the journal that is there holds as well
+            with suppress(OSError):  # unless fsync fails, the journal that is there holds as well
                 if self._fsync:
                     self.sync()
                 self._claim(synced=self._fsync)
+            with suppress(OSError):
+                self._taken.give_back(os.fstat(self._fileno).st_size)
         self._end()
 
     def _end(self) -> None:
@@ -385,6 +389,7 @@ class Scratch:
     def discard(self) -> None:
         self._discarded = True
         partial.remove(self.path)
+        self._taken.give_back(0)
 
     def _drop_pieces(self) -> None:
         for piece in self.pieces:

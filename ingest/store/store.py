@@ -7,11 +7,9 @@ harmless.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +22,7 @@ from ingest.errors import DigestMismatch, NodeUnfit, StoreError, TooLarge, Trunc
 from ingest.model import FileSpec, source_key
 from ingest.sections import StoreLimits
 from ingest.sources import parse_digest
+from ingest.store.disk import free_bytes, in_words, is_disk
 from ingest.store.layout import (
     Piece,
     Stored,
@@ -35,22 +34,11 @@ from ingest.store.layout import (
     version_dir,
     write_atomic,
 )
+from ingest.store.room import Room
 from ingest.store.scratch import Scratch
 
 Counter = Callable[[Path, str], int | None]
 
-#: Errors of the disk that say nothing about the source: the shard goes back, and another node may have it.
-_DISK = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EIO,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ESTALE,
-    errno.EMFILE,
-    errno.ENFILE,
-}
 #: Of so many files, each one's own fsync takes longer than one of the whole filesystem.
 _SYNC_AT_ONCE = 64
 
@@ -123,12 +111,30 @@ class Store:
         with suppress(OSError):  # a record that cannot be touched is only asked about once more
             os.utime(source_dir(self.root, key) / f"{version_dir(record.version)}.json")
 
+    def touch(self, path: str) -> bool:
+        """A file of this store (by its path relative to the root) is used: it stays for ``quiet_s`` at the least. False
+        if it was evicted; one that cannot be touched by this user is none that he could evict."""
+        try:
+            os.utime(self.root.joinpath(*Path(path).parts[:4]))
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return True
+
     def free_bytes(self) -> int:
-        return shutil.disk_usage(self.root).free
+        return free_bytes(self.root)
 
     @contextmanager
     def scratch(
-        self, key: str, spec: FileSpec, *, on_bytes: Callable[[int], None], max_bytes: int, keep: bool = True
+        self,
+        key: str,
+        spec: FileSpec,
+        *,
+        on_bytes: Callable[[int], None],
+        max_bytes: int,
+        keep: bool = True,
+        room: Room | None = None,
     ) -> Iterator[Scratch]:
         """A scratch file for one attempt at a source; with ``keep``, a partial one is taken up where this node left it.
 
@@ -137,6 +143,8 @@ class Store:
         algorithms = frozenset({parse_digest(spec.digest)[0]} if spec.digest else ())
         scratch = None
         try:
+            if room is not None:
+                room.begin(spec.size)
             self._check_room(spec)
             limit = min(max_bytes, self.limits.max_file_bytes)
             scratch = Scratch(
@@ -150,16 +158,18 @@ class Store:
                 # What a database is asked is read anew; the pages of an API are taken up at the last whole one.
                 keep=keep and (spec.request is None or spec.uri.startswith("api://")),
                 fsync=self.limits.fsync,
+                room=room,
             )
             yield scratch
         except OSError as error:
-            if error.errno not in _DISK:
+            if not is_disk(error, self.root):
                 raise
-            raise NodeUnfit(spec.uri, f"the store at {self.root} failed: {error.strerror}") from error
+            raise NodeUnfit(spec.uri, f"the store at {self.root} failed: {in_words(error)}") from error
         except (DigestMismatch, TooLarge):
             # What was gathered is not a part of the file that was asked for: never take it up again.
             if scratch is not None:
-                scratch.discard()
+                with suppress(OSError):
+                    scratch.discard()
             raise
         finally:
             if scratch is not None:
@@ -246,6 +256,7 @@ class Store:
 
     def _move(self, files: Sequence[tuple[Scratch, str]], folder: Path, samples: Counter | int | None) -> list[Piece]:
         """Files in the making to their final names, all of them durable before any record speaks of them."""
+        os.stat(self.root / "STORE_ID")  # where a mount is gone, the folders below would be made all the same
         folder.mkdir(parents=True, exist_ok=True)
         made, taken, folders = [], set(), {folder}
         at_once = len(files) > _SYNC_AT_ONCE
@@ -260,6 +271,7 @@ class Store:
             if self.limits.fsync and not at_once:
                 scratch.sync()
             os.replace(scratch.path, final)
+            scratch.moved()
             count = scratch.samples
             if count is None:
                 count = samples(final, parts[-1]) if callable(samples) else samples
@@ -272,7 +284,10 @@ class Store:
 
     def _write_record(self, directory: Path, record: Stored) -> None:
         data = json.dumps(record.to_json(), ensure_ascii=False).encode("utf-8", "surrogatepass")
-        write_atomic(directory / f"{version_dir(record.version)}.json", data, fsync=self.limits.fsync)
+        self._write(directory / f"{version_dir(record.version)}.json", data)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        write_atomic(path, data, scratch=self.root / "scratch", fsync=self.limits.fsync)
 
     def manifest_path(self, job: str, shard: str) -> Path:
         return self.root / "manifests" / names.safe_name(job, "job") / f"{shard}.json"
@@ -280,8 +295,8 @@ class Store:
     def write_manifest(self, job: str, shard: str, data: bytes) -> Path:
         """The lasting record of a shard, beside the data. Returns its path."""
         path = self.manifest_path(job, shard)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, data, fsync=self.limits.fsync)
+        path.parent.mkdir(exist_ok=True)  # and no parents: what lies under a mount that is gone is no store
+        self._write(path, data)
         return path
 
     def path_of(self, relative: str) -> Path:

@@ -380,7 +380,11 @@ def test_row_groups_end_at_their_bytes_too(context: Context, tmp_path: Path, mon
 
 @pytest.mark.parametrize(
     ("row", "rows", "most_mb"),
-    [("repeat(md5(i::text), 320)", 60_000, 300), ("i", 3_000_000, 300), ("repeat(md5(i::text), 1600000)", 4, 700)],
+    [
+        ("repeat(md5(i::text), 320)", 60_000, 300),
+        pytest.param("i", 3_000_000, 300, marks=pytest.mark.long),
+        pytest.param("repeat(md5(i::text), 1600000)", 4, 700, marks=pytest.mark.long),
+    ],
 )
 def test_memory_is_flat_whatever_the_rows(
     row: str, rows: int, most_mb: int, postgres: PostgresServer, tmp_path: Path

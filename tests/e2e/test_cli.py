@@ -173,9 +173,12 @@ def test_help_and_version_need_no_service(cli: Answers, service: Service) -> Non
 def test_no_redis_there_is_status_1_at_once(service: Service, command: str) -> None:
     url = f"redis://:secret-word@{LOOPBACK}:{free_port()}/0"
     begun = time.monotonic()
+    service.run("--version")
+    middle = time.monotonic()
     done = service.run(*command.split(), INGEST_REDIS_URL=url)
     refused(done, 1, "no ledger at redis://127.0.0.1", "`ingest up`", "INGEST_REDIS_URL")
-    assert "secret-word" not in done.stderr and time.monotonic() - begun < 5
+    start_s = middle - begun  # of a command at all, on a machine that may be busy
+    assert "secret-word" not in done.stderr and time.monotonic() - middle < 2 * start_s + 3
 
 
 def test_fetch_does_not_replace_a_redis_that_is_elsewhere_or_refuses(service: Service, tmp_path: Path) -> None:
@@ -338,7 +341,9 @@ def test_ctrl_c_ends_the_fetch_and_the_job_goes_on(service: Service, origin: Ori
         text=True, start_new_session=True,
     )  # fmt: skip
     until(lambda: gate.asked.is_set(), "the download has begun")
-    job = service.client().jobs(1)[0]
+    client = service.client()
+    job = client.jobs(1)[0]
+    until(lambda: client.ledger.meta(job.id)["sealed"] == "1", "all of it is submitted")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=10)
     assert (process.returncode, out) == (130, "") and "Traceback" not in err

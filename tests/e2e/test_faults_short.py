@@ -169,7 +169,7 @@ def test_redis_goes_away_and_comes_back(tmp_path: Path, origin: Origin) -> None:
         assert client.fetch(origin.put("/after.bin", b"after"), timeout=60)[0].read_bytes() == b"after"
 
 
-@pytest.mark.parametrize("shards", [20_000 if os.environ.get("CI") != "true" else 100_000])
+@pytest.mark.parametrize("shards", [10_000, pytest.param(100_000, marks=pytest.mark.long)])
 def test_a_huge_job_leaves_few_messages_and_does_not_block_a_small_one(
     service: Service, origin: Origin, shards: int
 ) -> None:

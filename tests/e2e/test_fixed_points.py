@@ -138,7 +138,8 @@ def test_a_worker_without_flags_is_a_data_node(service: Service) -> None:
     until(inspect.ping, "it answers")
     name = "ingest@n1"
     queues = inspect.active_queues()[name]
-    assert {q["name"] for q in queues} == {"ingest.fetch", "ingest.plan", "ingest.fetch.n1", "ingest.plan.n1"}
+    own = {"ingest.fetch.n1", "ingest.plan.n1", "ingest.canary.n1"}
+    assert {q["name"] for q in queues} == {"ingest.fetch", "ingest.plan", *own}
     assert {"ingest.fetch", "ingest.plan", "ingest.download"} <= set(inspect.registered()[name])
     conf = inspect.conf()[name]
     assert conf["accept_content"] == ["json"] and conf["worker_pool"] == "prefork"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import ingest
 from ingest.app import app_for
 from tests.servers.http import Origin, endless, file, flaky, slow_start, status
-from tests.servers.node import Service, until
+from tests.servers.node import Service, running_service, until
 from tests.unit.converting import zip_of
 
 
@@ -280,3 +282,20 @@ def test_what_arrived_of_a_shard_is_seen_before_the_rest_is_tried_again(service:
     gate.set()
     assert next(stream).path.read_bytes() == b"second" and list(stream) == []
     assert origin.count("/first.bin") == 1
+
+
+def test_ctrl_c_while_submitting_says_which_job_had_begun(tmp_path: Path) -> None:
+    with running_service(tmp_path, workers=0) as empty:
+        client = empty.client()
+
+        def interrupt() -> None:
+            until(client.jobs, "it has begun")
+            os.kill(os.getpid(), signal.SIGINT)
+
+        presser = threading.Thread(target=interrupt)
+        presser.start()
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            client.submit([f"http://127.0.0.1:9/{n}" for n in range(100_000)], require_node=False, placement="any")
+        presser.join()
+        (job,) = client.jobs()
+        assert f"ingest cancel {job.id}" in stopped.value.__notes__[0]

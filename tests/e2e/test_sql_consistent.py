@@ -79,7 +79,7 @@ def config(postgres: PostgresServer, root: Path) -> str:
 
 @pytest.fixture
 def writer(postgres: PostgresServer) -> Iterator[Callable[[], int]]:
-    """Writes without pause; gives how many transactions there were. Each leaves sum and number of the rows as they are,
+    """Writes all the time; gives how many transactions there were. Each leaves sum and number of the rows as they are,
     moves a row from one end to the other, and sets one and the same mark in every partition."""
     stop = threading.Event()
     done = 0
@@ -101,6 +101,7 @@ def writer(postgres: PostgresServer) -> Iterator[Callable[[], int]]:
                     cursor.execute(statement)
                 connection.commit()
                 done = turn
+                stop.wait(0.02)  # others are to have some of the machine
 
     thread = threading.Thread(target=write)
     thread.start()
@@ -262,7 +263,7 @@ def test_kill_9_of_a_reader_leaves_no_lock_and_keeps_the_snapshot(
     nothing_is_left(postgres)
 
 
-@pytest.mark.parametrize("what", ["machine", "worker"])
+@pytest.mark.parametrize("what", ["machine", pytest.param("worker", marks=pytest.mark.long)])
 def test_the_node_that_planned_goes_and_another_carries_on(
     own_service: Service, postgres: PostgresServer, writer: Callable[[], int], what: str
 ) -> None:

@@ -23,7 +23,8 @@ ARROWS: dict[str, set[str]] = {
     "ingest.sources": {"ingest.errors", "ingest.record"},
     "ingest.model": {"ingest.errors", "ingest.record"},
     "ingest.sections": {"ingest.errors"},
-    "ingest.settings": {"ingest.errors", "ingest.sections"},
+    "ingest.sentinels": set(),
+    "ingest.settings": {"ingest.errors", "ingest.sections", "ingest.sentinels"},
     "ingest.apis": {"ingest.errors", "ingest.record", "ingest.sources"},
     "ingest.braces": {"ingest.errors"},
     "ingest.names": {"ingest.errors"},
@@ -33,14 +34,16 @@ ARROWS: dict[str, set[str]] = {
     "ingest.digests": NOUNS,
     "ingest.queues": set(),
     "ingest.placement": {"ingest.queues", *NOUNS},
-    "ingest.ledger": {"ingest.names", "ingest.sections", "ingest.settings", *NOUNS},
+    "ingest.ledger": {"ingest.names", "ingest.sections", "ingest.sentinels", "ingest.settings", *NOUNS},
     "ingest.store": {"ingest.digests", "ingest.names", "ingest.sections", "ingest.settings", *NOUNS},
-    "ingest.app": {"ingest.errors", "ingest.queues", "ingest.sections", "ingest.settings"},
+    "ingest.app": {"ingest.errors", "ingest.queues", "ingest.sections", "ingest.sentinels", "ingest.settings"},
+    "ingest.broker": set(),
     "ingest.doorbell": {"ingest.queues"},
+    "ingest.space": {"ingest.ledger", "ingest.store", *NOUNS},
 }
 ARROWS["ingest.client"] = set(ARROWS)
 ARROWS["ingest.dataset"] = {"ingest.client", "ingest.settings", "ingest.store", "ingest.streams", *NOUNS}
-ARROWS["ingest.embedded"] = {"ingest.errors", "ingest.sections", "ingest.settings"}
+ARROWS["ingest.embedded"] = {"ingest.errors", "ingest.sections", "ingest.sentinels", "ingest.settings"}
 ARROWS["ingest.demo"] = {"ingest.client", "ingest.dataset", "ingest.embedded", "ingest.settings", *NOUNS}
 ARROWS["ingest"] = {"ingest.app", "ingest.client", *NOUNS}
 ARROWS["ingest.cli"] = set(ARROWS) | {"ingest"}

@@ -3,12 +3,16 @@ Redis."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 import pytest
 
-from ingest.ledger import Result, WorkLedger
+from ingest.embedded.ports import free_port
+from ingest.errors import LedgerUnavailable
+from ingest.ledger import JobLedger, Result, WorkLedger
 from ingest.model import JobOptions
+from ingest.settings import Settings
 from tests.servers.redis import redis_server
 from tests.unit.ledgers import (
     PLANS,
@@ -342,3 +346,11 @@ class TestMove:
 
 
 INFO = {"node": "n1", "store": "s1", "slots": 5, "connections": [], "version": "1", "free_bytes": 1, "pid": 1}
+
+
+def test_the_numbers_of_a_training_process_stay_what_its_seed_makes_them() -> None:
+    before = random.getstate()
+    away = JobLedger(Settings(ledger_url=f"redis://127.0.0.1:{free_port()}/0"), retries=3)
+    with pytest.raises(LedgerUnavailable):
+        away.ping()
+    assert random.getstate() == before

@@ -3,8 +3,10 @@ after each step."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -34,6 +36,7 @@ class LedgerMachine(RuleBasedStateMachine):
     only one of a unit that may do anything."""
 
     url: str
+    steps = 0  # of all that were made
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,6 +237,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def all_is_consistent(self) -> None:
+        type(self).steps += 1
         check(self.ledger, *self.jobs)
 
     @invariant()
@@ -248,19 +252,35 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.url
 
 
-def test_whatever_clients_and_workers_do(url: str) -> None:
+def _run(url: str, examples: int, steps: int, seed: int | None = None) -> type[LedgerMachine]:
     machine = type("Machine", (LedgerMachine,), {"url": url})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=20,
-            stateful_step_count=50,
-            derandomize=True,
-            phases=[Phase.generate],
-            deadline=None,
-            suppress_health_check=[*HealthCheck],
-        ),
+    kept = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        derandomize=seed is None,
+        phases=[Phase.generate],
+        deadline=None,
+        database=None,
+        suppress_health_check=[*HealthCheck],
     )
+    if seed is not None:
+        machine = hypothesis.seed(seed)(machine)
+    run_state_machine_as_test(machine, settings=kept)
+    return machine
+
+
+def test_whatever_clients_and_workers_do(url: str) -> None:
+    _run(url, 20, 50)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+def test_ten_thousand_steps(url: str) -> None:
+    seed = int(os.environ.get("INGEST_FAULTS_SEED") or "1")
+    steps = 0
+    while steps < 10_000:
+        steps += _run(url, 20, 100, seed + steps).steps
+    print(f"{steps} steps from seed {seed}")
 
 
 def test_everything_ends_if_somebody_works(url: str) -> None:

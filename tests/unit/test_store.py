@@ -299,7 +299,7 @@ class TestManifests:
     def test_a_write_that_fails_leaves_nothing(self, tmp_path: Path) -> None:
         (tmp_path / "target").mkdir()
         with pytest.raises(IsADirectoryError):
-            write_atomic(tmp_path / "target", b"x", fsync=False)
+            write_atomic(tmp_path / "target", b"x", scratch=tmp_path, fsync=False)
         assert os.listdir(tmp_path) == ["target"]
 
 

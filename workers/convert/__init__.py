@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from ingest.errors import BadResponse, FetchError, MissingExtra, NothingMatched
 from ingest.model import FileSpec
 from ingest.steps import CUSTOM_PREFIX
 from ingest.store import Scratch
+from ingest.store.disk import DISK, RIGHTS
 from workers.convert.steps import resolve
 from workers.convert.work import File, Work
 from workers.fetchers.base import Interrupted
@@ -24,7 +24,7 @@ __all__ = ["File", "Work", "convert", "resolve"]
 
 _MOST_WORDS = 500
 #: Of these it is the node that is at fault, in whoever's code they come up.
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE}
+_DISK = DISK - RIGHTS
 
 
 def convert(spec: FileSpec, scratch: Scratch, name: str, steps: Sequence[Mapping[str, Any]]) -> None:

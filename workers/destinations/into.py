@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Callable
@@ -23,13 +22,14 @@ from ingest.errors import (
 from ingest.names import safe_parts
 from ingest.settings import Settings
 from ingest.store import Piece, link_into
+from ingest.store.disk import DISK, RIGHTS
 from workers.destinations.base import Local
 from workers.destinations.deliver import deliver
 from workers.fetchers.base import Context, Interrupted
 from workers.fetchers.fs import files
 
-#: A full disk says nothing about the source.
-FULL = {errno.ENOSPC, errno.EDQUOT}
+#: A disk that is full or gone says nothing about the source; a folder that may not be written is its user's choice.
+_DISK = DISK - RIGHTS
 
 
 class Into:
@@ -78,7 +78,7 @@ class Into:
         try:
             return str(link_into(path, Path(directory), name, tag))
         except StoreError as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _DISK:
                 raise NodeUnfit(uri, str(error)) from error
             raise PermanentFetchError(uri, str(error)) from error
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from ingest.errors import FetchError, NodeUnfit, TooLarge
 from ingest.ledger import Claim, WorkLedger
@@ -52,6 +53,7 @@ class Packing:
         self._pack = Pack.from_json(claim.options.pack or {})
         self._settings = transfer.node.settings
         self._store = transfer.node.store
+        self._room = transfer.space.of(f"pack://{claim.unit}") if transfer.space else None
 
     def run(self) -> None:
         arrived = self._outcome.result.arrived
@@ -75,9 +77,32 @@ class Packing:
         spool = Spool(self._store.root / "scratch", key)
         finished = False
         try:
+            self._take_room(spool, specs)
             finished = self._fill(spool, specs, key)
+        except FetchError as error:  # of the whole: its space, or the disk under it
+            failed = {failure.index for failure in self._outcome.failures}
+            rest = [spec for spec in specs if (spec.source, spec.part) not in failed]
+            self._outcome.missed(self._transfer.node, self._claim, rest, error, self._claim.record.attempts + 1)
         finally:
             spool.close(discard=finished)
+            if self._room and finished:
+                self._room.shrink(spool.held)
+
+    def _take_room(self, spool: Spool, specs: Sequence[FileSpec]) -> None:
+        """Space for what is in the spool already. Raises :class:`TooLarge` where it is known that there will never be
+        enough: what has come is there twice while it is packed."""
+        if self._room is None or self._transfer.space is None:
+            return
+        known = sum(spec.size or 0 for spec in specs)
+        why = "are needed to pack the shard, of which all is there twice for a while"
+        self._transfer.space.check_fits(specs[0].uri, 2 * known, why)
+        if spool.held:
+            self._room.took_up(spool.held)
+
+    def _spool(self, spool: Spool, group: Sequence[int], path: Path, size: int, digest: str, name: str) -> None:
+        if self._room is not None:
+            self._room.grow(size)
+        spool.add(group, path, size, digest, name)
 
     def _key(self, specs: Sequence[FileSpec]) -> str:
         """What these samples would be packed to: the same list, packed alike, is the same file."""
@@ -94,7 +119,7 @@ class Packing:
         stored = self._store.lookup(self._key(specs))
         if stored is None or not stored.pieces or time.time() - stored.validated > self._transfer.fresh_s:
             return None
-        return stored
+        return stored if self._store.touch(stored.outputs[0].path) else None
 
     # -- fetching ----------------------------------------------------------------------------------------------------
 
@@ -161,7 +186,7 @@ class Packing:
         if stored is not None and stored.path:
             self._check_size(spec, stored.size)
             path = self._store.path_of(stored.path)
-            spool.add(group, path, stored.size, stored.digest, path.name)
+            self._spool(spool, group, path, stored.size, stored.digest, path.name)
             return
         # Under the name of the whole: what kill -9 leaves of it is found by the next attempt.
         with self._transfer.scratch(key, spec, keep=False) as scratch:
@@ -170,7 +195,7 @@ class Packing:
             self._store.verify(spec, scratch)
             self._check_size(spec, scratch.size)
             name = fetched.name or scratch.name or (spec.name or "").rpartition("/")[2] or base_name(spec.uri)
-            spool.add(group, scratch.path, scratch.size, scratch.digest(), name)
+            self._spool(spool, group, scratch.path, scratch.size, scratch.digest(), name)
 
     def _check_size(self, spec: FileSpec, size: int) -> None:
         most = WRITERS[self._pack.format].most_bytes

@@ -50,6 +50,12 @@ class Spool:
         self._files.append(os.open(self._lists[-1].with_suffix(".spool"), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644))
         self._list = open(self._lists[-1], "xb", buffering=0)  # noqa: SIM115 - closed by close()
         self._end = 0
+        self._earlier = sum(os.fstat(file).st_size for file in self._files)
+
+    @property
+    def held(self) -> int:
+        """Bytes on disk, in all."""
+        return self._earlier + self._end
 
     def _take_up(self, path: Path) -> None:
         """What an earlier attempt left. A line that was cut off, or whose bytes are not there, is passed over."""

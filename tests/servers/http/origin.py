@@ -126,12 +126,12 @@ class _Server6(_Server):
 class Origin:
     """The server. ``log`` has every request in order; ``url(path)`` is where it listens."""
 
-    def __init__(self, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.behaviours: dict[str, Behaviour] = {}
         self.log: list[Asked] = []
         self.lock = threading.Lock()
         self.closing = threading.Event()
-        self._server = (_Server6 if ":" in host else _Server)((host, 0), Handler)
+        self._server = (_Server6 if ":" in host else _Server)((host, port), Handler)
         self._server.origin = self
         self._scheme, self._host = ("https" if tls else "http"), host
         if tls:

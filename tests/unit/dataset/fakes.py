@@ -48,6 +48,8 @@ class FakeJob:
     error: Exception | None = None
     not_planned: tuple[Failure, ...] = ()
     closed: int = 0
+    rested: int = 0
+    released: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._news = threading.Condition()
@@ -90,6 +92,12 @@ class FakeJob:
 
     def plan_failures(self) -> tuple[Failure, ...]:
         return self.not_planned
+
+    def release(self, shards: Sequence[int]) -> None:
+        self.released += shards
+
+    def rest(self) -> None:
+        self.rested += 1
 
     def close(self) -> None:
         self.closed += 1

@@ -60,11 +60,14 @@ def test_close_ends_who_waits() -> None:
     until(lambda: job.closed == 1, "the reader to be closed")
 
 
-def test_a_reader_is_closed_once_the_job_has_ended_and_the_dataset_goes_on(tmp_path: Path) -> None:
+def test_a_reader_rests_once_the_job_has_ended_and_holds_the_files_while_the_dataset_is_there(tmp_path: Path) -> None:
     job = finished_job(tmp_path, 2, 2)
     dataset = StreamingDataset(job)
-    until(lambda: job.closed == 1, "the reader of a job that is over to be closed")
+    until(lambda: job.rested == 1, "the reader of a job that is over to let go of its connection")
     assert list(dataset) == list(dataset) == expected(2, 2)
+    assert job.closed == 0 and job.released == []
+    dataset.close()
+    until(lambda: job.closed == 1, "the reader to let go of the files")
 
 
 PARENT = """

@@ -285,3 +285,29 @@ def test_rank_and_world_from_the_environment(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("RANK", "2")
     with pytest.raises(IngestError, match="RANK='2' and WORLD_SIZE='2'"):
         list(StreamingDataset(job))
+
+
+@pytest.mark.parametrize("workers", [0, 2, 5])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_with_keep_false_shards_are_released_once_all_workers_have_read_them(
+    tmp_path: Path, workers: int, shuffle: bool
+) -> None:
+    """Five workers are more than there are files: then each reads a part of every file."""
+    job = finished_job(tmp_path, 4, 5)
+    dataset = StreamingDataset(job, keep=False, shuffle=shuffle)
+    assert sorted(loader(dataset, workers)) == expected(4, 5)
+    until(lambda: sorted(job.released) == [0, 1, 2, 3], f"all to be released: {job.released}")
+    dataset.close()
+
+
+def test_a_shard_is_released_when_its_last_file_was_read_and_not_before(tmp_path: Path) -> None:
+    job = FakeJob()
+    job.add(2, 1)
+    paths = [write_lines(tmp_path, f"{n}.jsonl", [n]) for n in range(3)]
+    job.end(0, paths[:2])
+    job.end(1, paths[2:])
+    job.tell(complete=True, state="done")
+    samples = iter(StreamingDataset(job, keep=False, rank=0, world_size=1))
+    seen = [(next(samples), list(job.released)) for _ in range(3)]
+    assert seen == [(0, []), (1, []), (2, [0])]
+    assert list(samples) == [] and job.released == [0, 1]

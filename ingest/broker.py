@@ -1,0 +1,101 @@
+"""Celery's connections to its broker, with less patience for one that is dead. Which broker that is, and all other
+settings, are in ``app``, which names this module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import celery.app.amqp
+from kombu.connection import Connection as PlainConnection
+from kombu.connection import ConnectionPool, PooledConnection
+from kombu.transport import redis as kombu
+
+#: What the question may take whether a connection that was idle is still there. Of a network that forgot it no word
+#: comes, and the worker's main process, which waits for each of its connections in turn, would lose a whole timeout
+#: with each.
+PING_S = 1.0
+
+
+class _Asked:
+    """Mixed into a connection of redis-py."""
+
+    socket_timeout: float | None
+    _sock: Any
+
+    def check_health(self) -> None:
+        whole = self.socket_timeout
+        self._wait_for(PING_S if whole is None else min(PING_S, whole))
+        try:
+            super().check_health()  # type: ignore[misc]
+        finally:
+            self._wait_for(whole)
+
+    def _wait_for(self, seconds: float | None) -> None:
+        self.socket_timeout = seconds
+        if self._sock is not None:
+            self._sock.settimeout(seconds)
+
+
+def _asked(plain: Any) -> Any:
+    return type(f"Asked{plain.__name__}", (_Asked, plain), {})
+
+
+class _Closing:
+    """Mixed into a channel of kombu, which is closed twice when its broker is lost: the first time ends at the question
+    that it still had open, with nothing else done, and at the second it has no address any more. If a message is in
+    hand then, that is an error that nobody expects, and ends the worker."""
+
+    connection_errors: tuple[type[Exception], ...]
+
+    def close(self) -> None:
+        try:
+            super().close()  # type: ignore[misc]
+        except self.connection_errors:
+            super().close()  # type: ignore[misc]
+
+
+class Channel(_Closing, kombu.Channel):
+    connection_class = _asked(kombu.Channel.connection_class)
+    connection_class_ssl = _asked(kombu.Channel.connection_class_ssl)
+
+
+class SentinelChannel(_Closing, kombu.SentinelChannel):
+    connection_class = _asked(kombu.SentinelChannel.connection_class)
+    connection_class_ssl = _asked(kombu.SentinelChannel.connection_class_ssl)
+
+
+class Transport(kombu.Transport):
+    Channel = Channel
+
+
+class SentinelTransport(kombu.SentinelTransport):
+    Channel = SentinelChannel
+
+
+_OURS = {kombu.Transport: Transport, kombu.SentinelTransport: SentinelTransport}
+
+
+class _Chosen:
+    """Mixed into a connection of kombu. It keeps its URL's own scheme, by which it is shown, and read by Flower."""
+
+    def get_transport_cls(self) -> Any:
+        plain = super().get_transport_cls()  # type: ignore[misc]
+        return _OURS.get(plain, plain)
+
+
+class _Pooled(_Chosen, PooledConnection):
+    pass
+
+
+class _Pool(ConnectionPool):
+    def new(self) -> Any:
+        return _Pooled(self, **dict(self.connection._info(resolve=False)))  # type: ignore[no-untyped-call]
+
+
+class Connection(_Chosen, PlainConnection):
+    def Pool(self, limit: int | None = None, **kwargs: Any) -> Any:
+        return _Pool(self, limit, **kwargs)  # type: ignore[no-untyped-call]
+
+
+class AMQP(celery.app.amqp.AMQP):  # type: ignore[misc] # Celery has no types
+    Connection = Connection

@@ -1,0 +1,209 @@
+"""A job as it was asked for: written into the ledger, and put back there when Redis lost it. What its sources mean is
+in ``submission``; nothing of them is copied, so they must stay what they were."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ingest.client.bells import ring
+from ingest.client.follow import Deadline, patiently
+from ingest.client.local import Survey
+from ingest.client.submission import Unit, cut
+from ingest.errors import UnknownJob, UsageError
+from ingest.ledger import JobLedger, NewUnit, batched
+from ingest.model import JobOptions
+from ingest.placement import choose_queue
+from ingest.queues import FETCH_QUEUE, PLAN_QUEUE
+from ingest.settings import Settings
+from ingest.sources import AnySource, as_sources
+
+log = logging.getLogger(__name__)
+
+#: A Redis that loses a job again and again while it is submitted evicts keys.
+MOST_LOSSES = 10
+
+
+class Request:
+    """What a job's handle keeps of ``submit``, in the process that called it. ``given`` is the caller's own object.
+
+    ``nodes`` are those that were alive then. Used by any number of threads.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: JobLedger,
+        given: Any,
+        surveys: Mapping[int, Survey],
+        options: JobOptions,
+        key: str | None,
+        nodes: Sequence[str],
+    ) -> None:
+        self.job = ""
+        self.options = options
+        self._settings, self._ledger = settings, ledger
+        self._given, self._surveys, self._key, self._nodes = given, surveys, key, list(nodes)
+        self._epoch, self._created_ms = "", 0
+        self._digest = ""
+        self._over_at: float | None = None
+        self._cancelled = False
+        self._once = iter(given) is given if hasattr(given, "__iter__") else False  # cannot be gone through twice
+        self._lock = threading.Lock()
+
+    def submit(self, sources: list[AnySource]) -> None:
+        """Make the job, or find the one of this key, and write what is not there. Raises :class:`UsageError` for a key
+        of other sources, :class:`LedgerUnavailable`. Ctrl-C says in a note which job it had begun."""
+        try:
+            self._submit(sources)
+        except KeyboardInterrupt as stop:
+            if self.job:
+                stop.add_note(
+                    f"job {self.job} had begun to be submitted, and what the ledger has of it goes on: "
+                    f"`ingest cancel {self.job}` stops it"
+                )
+            raise
+
+    def _submit(self, sources: list[AnySource]) -> None:
+        self.job, _ = self._ledger.create(self.options, self._key)
+        meta = self._ledger.meta(self.job)
+        options = JobOptions.from_json(json.loads(meta["options"]))
+        if options.request != self.options.request:
+            raise UsageError(f"key {self._key!r} is job {self.job}'s, which asks for other sources; take another key")
+        self._known(meta)
+        if meta["sealed"] == "0":
+            self._write(sources, Deadline(math.inf))
+
+    def is_over(self) -> None:
+        """The job's end was seen: it expires from now on."""
+        self._over_at = self._over_at or time.monotonic()
+
+    def goes_on(self) -> None:
+        """It was taken up again: it does not expire, and is wanted."""
+        self._over_at, self._cancelled = None, False
+
+    def drop(self) -> None:
+        """It was cancelled: do not put it back."""
+        self._cancelled = True
+
+    def complete(self, deadline: Deadline) -> None:
+        """Write what a Redis that lost its last moments has not of a submission that was complete."""
+        with self._lock:
+            if not (self._cancelled or self._once):
+                log.warning("job.completed_again %s", self.job, extra={"job": self.job})
+                self._write(self._sources(), deadline)
+
+    def put_back(self, deadline: Deadline) -> bool:
+        """Put the job back under its id, if Redis lost it: once for each loss, whoever else does so too. False for a
+        job that expired, was forgotten or cancelled, or whose sources are not kept or have changed."""
+        with self._lock:
+            if self._cancelled or self._once or self._expired():
+                return False
+            if self._is_there(deadline):
+                return True
+            if not patiently(lambda: self._ledger.was_lost(self.job, self._epoch, self._created_ms), deadline):
+                return False
+            try:
+                sources = self._sources()
+            except UsageError as error:
+                log.warning("job.not_put_back %s", error, extra={"job": self.job, "reason": str(error)})
+                return False
+            self._begin_again(deadline)
+            self._write(sources, deadline)
+            return True
+
+    def _is_there(self, deadline: Deadline) -> bool:
+        """Another process, or another thread with this handle, was first."""
+        try:
+            self._known(patiently(lambda: self._ledger.meta(self.job), deadline))
+        except UnknownJob:
+            return False
+        return True
+
+    def _expired(self) -> bool:
+        return self._over_at is not None and time.monotonic() - self._over_at >= self._settings.keep_s
+
+    def _sources(self) -> list[AnySource]:
+        """As they were. Raises :class:`UsageError` where that cannot be said any more."""
+        sources = as_sources(self._given)
+        if self._digest:
+            digest = hashlib.sha256()
+            for _, new in self._units(sources):
+                digest.update(new[0].spec)
+            same = digest.hexdigest() == self._digest
+        else:
+            same = fingerprint(sources, self._surveys) == self.options.request
+        if not same:
+            raise UsageError(f"the sources of job {self.job} are not what they were when it was submitted")
+        return sources
+
+    def _known(self, meta: Mapping[str, str]) -> None:
+        self._epoch, self._created_ms = meta["epoch"], int(meta["created"])
+
+    def _begin_again(self, deadline: Deadline) -> None:
+        def create() -> dict[str, str]:
+            if self._ledger.create_again(self.options, self._key, self.job):
+                log.warning("job.put_back %s", self.job, extra={"job": self.job, "reason": "the ledger has lost it"})
+            return self._ledger.meta(self.job)
+
+        self._known(patiently(create, deadline))
+
+    def _write(self, sources: list[AnySource], deadline: Deadline) -> None:
+        """All units into the ledger, each batch rung for as it lands; then the seal. Begins again when the ledger is
+        wiped meanwhile; at the deadline it leaves the rest to the next wait."""
+        for _ in range(MOST_LOSSES):
+            answer = self._write_once(sources, deadline)
+            if answer == "ok":
+                answer = patiently(lambda: self._ledger.seal(self.job), deadline)
+            if answer != "unknown":
+                return
+            self._begin_again(deadline)
+        raise UnknownJob(self.job)
+
+    def _write_once(self, sources: list[AnySource], deadline: Deadline) -> str:
+        numbers = {"": 0, "p": 0}
+        digest = hashlib.sha256()
+        for kind, run in itertools.groupby(self._units(sources), key=lambda pair: "p" if pair[0].source else ""):
+            for batch in batched(run, weigh=lambda pair: len(pair[0].files)):
+                for _, (new, _) in batch:
+                    digest.update(new.spec)
+                start, upto, news = numbers[kind], batch[-1][0].index, [new for _, (new, _) in batch]
+                answer = patiently(lambda: self._ledger.add(self.job, kind, start, upto, news), deadline)  # noqa: B023
+                if answer != "ok":  # cancelled meanwhile, or the ledger was wiped
+                    return answer
+                numbers[kind] += len(news)
+                ring(self._settings, Counter(queue for _, (_, queue) in batch))
+                if deadline.over:
+                    return "late"
+        self._digest = digest.hexdigest()
+        return "ok"
+
+    def _units(self, sources: Sequence[AnySource]) -> Iterator[tuple[Unit, tuple[NewUnit, str]]]:
+        for unit in cut(sources, self.options.shard_files, self._surveys):
+            yield unit, _new_unit(self.job, unit, self.options, self._nodes)
+
+
+def fingerprint(sources: Sequence[AnySource], surveys: Mapping[int, Survey]) -> str:
+    """What tells one request from another. Cheap: it is made of a million sources, too."""
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(repr(source).encode("utf-8", "surrogatepass"))
+    for known in surveys.values():
+        digest.update(known.digest.encode())
+    return digest.hexdigest()[:32]
+
+
+def _new_unit(job: str, unit: Unit, options: JobOptions, nodes: list[str]) -> tuple[NewUnit, str]:
+    if unit.source is not None:
+        queue = choose_queue(PLAN_QUEUE, "any" if options.placement == "spread" else options.placement, nodes, job)
+        return NewUnit.plan(unit.source, unit.index, queue), queue
+    queue = choose_queue(FETCH_QUEUE, options.placement, nodes, unit.files[0].uri)
+    return NewUnit.shard(unit.files, queue), queue

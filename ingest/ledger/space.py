@@ -1,0 +1,179 @@
+"""The ledger's side of space: what a store holds and what is reserved in it, and who reads which job. What lies on the
+disk, and what may go, is for ``ingest.store.evict`` and ``ingest.space``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ingest.ledger.redis import Ledger, text
+
+#: A reader that is not heard for so long is gone; it says three times as often that it lives.
+READER_TTL_S = 60.0
+
+
+class Space(NamedTuple):
+    """Of a store, in bytes: ``used`` as last counted and published since (None before the first count), and
+    ``reserved`` by units that fetch into it. ``waiting``: how many units wait for space there;
+    ``counted_s``: seconds since the disk was counted."""
+
+    used: int | None
+    reserved: int
+    waiting: int
+    counted_s: float | None = None
+
+
+class Grant(NamedTuple):
+    """``ok`` and how much is ``granted`` in all; or ``lost``, ``uncounted``, or ``full``: so much is ``missing``, and
+    ``why`` nothing can be evicted for ``wait_s`` more, or ""."""
+
+    answer: str
+    granted: int = 0
+    missing: int = 0
+    why: str = ""
+    wait_s: float = 0.0
+
+
+class Turn(NamedTuple):
+    """The right to evict: ``ok``, ``busy`` (another has it) or ``young`` (readers must be heard first). ``holders``
+    changes when it is another question which files are held, ``comers`` when more of them may be."""
+
+    answer: str
+    holders: str = ""
+    added: int = 0
+    comers: str = ""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A job whose files stay, all but those of the shards that every reader has ``released``, and ``why``."""
+
+    job: str
+    why: str
+    running: bool
+    released: frozenset[str] = frozenset()
+
+
+class SpaceLedger(Ledger):
+    """Stores are named by their ids, sizes are bytes."""
+
+    def space(self, store: str) -> Space:
+        with self.translated():
+            used, reserved, counted = self.redis.hmget(self.key("space", store), "used", "res", "counted")
+            waiting = self.redis.zcard(self.key("short", store))
+        age_s = None if counted is None else max(0.0, (_now_ms(self) - int(counted)) / 1000)
+        return Space(None if used is None else int(used), int(reserved or 0), int(waiting), age_s)
+
+    def reserve(
+        self,
+        unit: str,
+        fence: str,
+        store: str,
+        need: int,
+        *,
+        wish: int = 0,
+        most: int,
+        moved: int = 0,
+        published: int = 0,
+    ) -> Grant:
+        """Space for what a leased unit is writing, in all; see ``reserve.lua``."""
+        args = (need, max(need, wish), most, moved, published)
+        answer, *more = self.run("reserve", unit, fence, store, *args)
+        if text(answer) == "ok":
+            return Grant("ok", granted=int(more[0]))
+        if text(answer) == "full":
+            return Grant("full", missing=int(more[0]), why=text(more[1]), wait_s=int(more[2]) / 1000)
+        return Grant(text(answer))
+
+    def turn(
+        self,
+        store: str,
+        token: str,
+        ttl_s: float,
+        *,
+        step: int = 0,
+        freed: int = 0,
+        dry: str = "",
+        version: str = "",
+        dry_s: float = 0.0,
+        patient: str = "",
+    ) -> Turn:
+        """Take, keep or (``ttl_s`` 0) give back the right to evict from a store. ``patient``: "1" where jobs have been,
+        so that after a wipe of the ledger readers are waited for, "0" only after its absence, "" never. ``dry``: why no
+        more can go for ``dry_s``, as of that ``version`` of who holds what."""
+        args = (step, freed, int(ttl_s * 1000), dry, patient, version, int(dry_s * 1000))
+        answer, *more = self.run("evict", store, token, *args)
+        return Turn(text(answer), text(more[0]), int(more[1]), text(more[2])) if more else Turn(text(answer))
+
+    def counted(self, store: str, size: int, added: int, scratch: Sequence[tuple[str, int]]) -> None:
+        """What the disk holds: ``size`` of published files, and ``scratch`` (source key, bytes). ``added`` is the
+        turn's, from before."""
+        self.run("count", store, size, added, *(value for pair in scratch for value in pair))
+
+    def aloft(self, store: str, keys: Sequence[str]) -> list[bool]:
+        """Which of these sources are in flight to a store."""
+        return [bool(found) for found in self.run("aloft", store, *keys)] if keys else []
+
+    def read(self, reader: str, jobs: Sequence[str], ttl_s: float = READER_TTL_S) -> None:
+        """A process reads these jobs: their files stay for ``ttl_s``. 0: it does not any more."""
+        if jobs:
+            self.run("read", reader, int(ttl_s * 1000), *jobs)
+
+    def release(self, job: str, reader: str, shards: Sequence[int]) -> None:
+        """A reader has done with these shards: what all readers of the job released may go. Without a lease of that
+        reader nothing happens."""
+        if shards:
+            self.run("release", job, reader, int(READER_TTL_S * 1000), *shards)
+
+    def parted(self, job: str) -> list[str]:
+        """The shards of a job that were ever handed back with files."""
+        with self.translated():
+            return sorted(map(text, self.redis.smembers(self.key("job", job, "parted"))))
+
+    def holders(self, hold_s: float) -> list[Holder]:
+        """The jobs that hold files: those that are read now, those that are not over, and those that ended within
+        ``hold_s`` and were read by nobody yet. A job with ``into`` holds only while it is read: its files are where
+        they were asked for."""
+        now = _now_ms(self)
+        with self.translated():
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.zrangebyscore(self.key("reading"), now, "+inf")
+            pipe.zrangebyscore(self.key("holding"), now - int(hold_s * 1000), "+inf", withscores=True)
+            reading, ended = pipe.execute()
+            ends = {text(job): float(at) for job, at in ended}
+            jobs = sorted({*map(text, reading), *ends})
+            pipe = self.redis.pipeline(transaction=False)
+            for job in jobs:
+                pipe.hmget(self.key("job", job), "options", "read")
+                pipe.zrangebyscore(self.key("readers", job), now, "+inf")
+            found = pipe.execute()
+            made = [
+                self._holder(job, ends.get(job), meta, list(map(text, readers)))
+                for job, meta, readers in zip(jobs, found[::2], found[1::2], strict=True)
+            ]
+        return [holder for holder in made if holder is not None]
+
+    def _holder(self, job: str, ended: float | None, meta: list[Any], readers: list[str]) -> Holder | None:
+        options = json.loads(meta[0]) if meta[0] else {}
+        name = f"job {job} ({options['name']})" if options.get("name") else f"job {job}"
+        running = ended == math.inf
+        if readers:
+            sets = [
+                {text(n) for n in self.redis.smembers(self.key("released", f"{job}:{reader}"))} for reader in readers
+            ]
+            said = f"{name}, which {len(readers)} process{'es' * (len(readers) > 1)} read{'s' * (len(readers) == 1)}"
+            return Holder(job, said, running, frozenset.intersection(*map(frozenset, sets)))
+        if ended is None or not meta[0] or options.get("into"):
+            return None
+        if running:
+            return Holder(job, f"{name}, which is not over and which nobody reads", True)
+        return None if meta[1] else Holder(job, f"{name}, which has just ended", False)
+
+
+def _now_ms(ledger: Ledger) -> int:
+    with ledger.translated():
+        seconds, micros = ledger.redis.time()
+    return int(seconds) * 1000 + int(micros) // 1000
