@@ -52,7 +52,8 @@ def test_a_flight_of_who_died_after_its_rename_is_over(tmp_path: Path) -> None:
     with running_rig(tmp_path, name="flight", workers=1, config=config) as rig:
         job = rig.client().submit(rig.load.http("f", 300_000, rate=1e6), placement="any")
         rig.load.follow(job, [exactly("f", 300_000)])
-        (pid,) = until(lambda: rig.held_by(job.id), "it is under way")
+        until(lambda: rig.origin.count("/f.bin"), "it is under way")
+        (pid,) = rig.held_by(job.id)
         redis = rig.client().ledger.redis
         redis.execute_command("CLIENT", "PAUSE", 20_000, "WRITE")
         try:

@@ -113,6 +113,7 @@ def test_a_stuck_download_is_ended_by_the_stall_limit(tmp_path: Path, origin: Or
         assert failure.error == "FetchTimeout" and failure.attempts == 2 and "2 s" in failure.reason
 
 
+@pytest.mark.long
 def test_native_code_that_hangs_is_killed_by_the_hard_limit(tmp_path: Path) -> None:
     """SQLite computing without end inside one C call: no Python runs, so only SIGKILL ends it; then it is
     quarantined."""

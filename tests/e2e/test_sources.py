@@ -455,7 +455,7 @@ def everything_in_redis(client: ingest.Client) -> Iterator[str]:
     seen = 0
     for key in redis.scan_iter(count=1000):
         yield key.decode(errors="replace")
-        for value in readers[redis.type(key)](key):
+        for value in readers.get(redis.type(key), lambda k: [])(key):  # one may have expired meanwhile
             parts = value if isinstance(value, tuple) else (value,)
             for part in parts:
                 seen += 1

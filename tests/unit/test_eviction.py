@@ -242,14 +242,14 @@ class TestMakingRoom:
         assert Evictor(ledger, store).make_room(self.want(store, 0)).freed == 100
 
     def test_a_reader_that_comes_in_the_middle_is_heeded(self, ledger: WorkLedger, store: Store) -> None:
-        made = [put(store, f"f{n:03}", 4, n) for n in range(120)]
+        made = [put(store, f"f{n:03}", 4, n) for n in range(70)]
         job = submit(ledger, 1)
         work = claim(ledger)
         manifest(store, job, 0, *made)
         ledger.commit(work, "done", Result(), ())
 
         def comes() -> None:
-            if len(names(store)) == 115 and ledger.holders(0) == []:
+            if len(names(store)) == 65 and ledger.holders(0) == []:
                 ledger.read("r1", [job])
 
         freed, why, _ = Evictor(ledger, store, comes).make_room(self.want(store, 0))
@@ -338,7 +338,7 @@ class TestMakingRoom:
     def test_a_job_that_is_tried_again_in_the_middle_is_heeded(self, ledger: WorkLedger, store: Store) -> None:
         """It was over and unread, so nothing of it was held; and is not over any more. Readers that release, meanwhile,
         take nobody's time: less is held than was found."""
-        made = [put(store, f"f{n:03}", 4, n) for n in range(120)]
+        made = [put(store, f"f{n:03}", 4, n) for n in range(70)]
         job = submit(ledger, 1)
         manifest(store, job, 0, *made)
         ledger.commit(claim(ledger), "failed", Result(), ())
@@ -350,7 +350,7 @@ class TestMakingRoom:
         def comes() -> None:
             ledger.release(other, "r1", [len(asked)])
             asked.append(len(names(store)))
-            if asked[-1] == 115 and all(holder.job != job for holder in ledger.holders(0)):
+            if asked[-1] == 65 and all(holder.job != job for holder in ledger.holders(0)):
                 ledger.sweep("retry", job)
 
         freed, why, _ = Evictor(ledger, store, comes).make_room(self.want(store, 0))
