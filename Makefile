@@ -32,9 +32,9 @@ demo: $(STAMP) ## Run the main job on this machine: fetch, stream, train
 up: $(STAMP) ## Start Redis, a data node and the dashboard, in the foreground
 	$(BIN)/ingest up
 
-# Five at a time, a file to each: much of a test is waiting for a real server.
+# Four at a time, a file to each: much of a test is waiting for a real server.
 test: $(STAMP) ## Run all tests (ARGS="-k name" for some)
-	$(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder $(SKIPS) $(LONG) $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(SKIPS) $(LONG) $(ARGS)
 
 # One at a time: how long a recovery takes is part of what it says.
 faults: $(STAMP) ## Run the long fault suite (SEED=1 as then, KILLS=200, ARGS="-k name")

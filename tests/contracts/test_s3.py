@@ -24,7 +24,7 @@ from workers.fetchers.s3.read import plain
 BIG = os.urandom(1 << 20) * 29 + b"tail"  # four ranges, the last one short
 
 
-@pytest.fixture(scope="module", params=["moto", "ceph"])
+@pytest.fixture(scope="module", params=["moto", pytest.param("ceph", marks=pytest.mark.long)])
 def server(request: pytest.FixtureRequest) -> Iterator[S3Server]:
     if request.param == "ceph" and (absent := ceph.missing()):
         pytest.skip(f"no {', '.join(absent)} here: apt-get install --no-install-recommends {ceph.PACKAGES}")
