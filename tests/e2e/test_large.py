@@ -19,7 +19,7 @@ from tests.servers.large import large_origin
 from tests.servers.node import Service, running_service
 from tests.servers.postgres import postgres_server
 
-SIZE, ROWS = map(int, os.environ.get("INGEST_TEST_LARGE", "700:1000000").split(":"))
+SIZE, ROWS = map(int, os.environ.get("INGEST_TEST_LARGE", "400:1000000").split(":"))
 SIZE <<= 20
 MOST_RESIDENT_MB = 300
 

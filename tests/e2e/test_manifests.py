@@ -136,21 +136,21 @@ def test_the_command_takes_a_path_and_the_names_of_columns(service: Service, ori
 def test_a_long_list_is_planned_while_a_few_are_open(tmp_path: Path) -> None:
     """Files on the node's disk, so that what is measured is the ledger: it never holds more than the planner may be
     ahead, and at the end no list of files."""
-    for n in range(600):
+    for n in range(300):
         (tmp_path / f"f{n}").write_text(str(n))
-    lines = [f"file://{tmp_path}/f{n}" for n in range(600)]
-    lines[300] = "nonsense"
+    lines = [f"file://{tmp_path}/f{n}" for n in range(300)]
+    lines[150] = "nonsense"
     (tmp_path / "list.txt").write_text("\n".join(lines))
-    with running_service(tmp_path, config="[limits]\nplan_ahead = 60\n[store]\nfsync = false\n") as service:
+    with running_service(tmp_path, config="[limits]\nplan_ahead = 30\n[store]\nfsync = false\n") as service:
         client = service.client()
         job = client.submit(ingest.Manifest(f"file://{tmp_path}/list.txt"), shard_files=1)
         most = 0
         while (meta := client.ledger.meta(job.id))["state"] not in {"done", "failed"}:
             most = max(most, int(meta["open"]))
             client.ledger.events(job.id, "$", 100)
-        assert job.wait(timeout=5).state == "failed" and most <= 60 + 200
-        assert [f.path.read_text() for f in job.files()] == [str(n) for n in range(600) if n != 300]
+        assert job.wait(timeout=5).state == "failed" and most <= 30 + 200
+        assert [f.path.read_text() for f in job.files()] == [str(n) for n in range(300) if n != 150]
         (failure,) = job.failures()
-        assert "line 301" in failure.reason
+        assert "line 151" in failure.reason
         assert client.ledger.redis.hlen(client.ledger.key("job", job.id, "spec")) == 1, "the planner's, which failed"
         assert "goes on when some are done" in service.workers[0].log.read_text()

@@ -331,7 +331,15 @@ def test_no_connection_is_left(rig: Rig, origin: Origin) -> None:
 # -- the network ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["cut", "black_hole", "half_open", "slow", "reset_in_reply"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "cut",
+        "black_hole",
+        "reset_in_reply",
+        *(pytest.param(way, marks=pytest.mark.long) for way in ("half_open", "slow")),
+    ],
+)
 def test_the_network_between_worker_and_redis(rig: Rig, origin: Origin, way: str) -> None:
     job, made = load(rig, origin, 4 if way == "slow" else 12)
     begun = time.time()
@@ -374,6 +382,7 @@ def test_a_client_behind_a_black_hole_is_told_in_time_and_goes_on(rig: Rig, orig
 # -- failover ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_failover_with_sentinel(tmp_path: Path, origin: Origin) -> None:
     with (
         running_service(tmp_path, workers=0) as service,

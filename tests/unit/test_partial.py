@@ -211,7 +211,7 @@ def claims(folder: Path) -> int:
     return max((each.spans.total for each in left), default=0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(attempts)
 def test_killed_at_any_point_it_claims_nothing_that_is_not_there(
     plan: list[tuple[list[tuple[int, int] | None], tuple[int, int | None], bool]],
