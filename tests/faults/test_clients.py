@@ -116,6 +116,7 @@ def test_a_result_that_expired_before_it_was_read(rigs: Rigs) -> None:
     with pytest.raises(TimeoutError):
         app.AsyncResult(task).get(timeout=1)
     assert job.paths(timeout=5) == [path], "the ledger has it"
+    job.release()  # what is read does not expire
 
     def gone() -> bool:
         try:
