@@ -36,7 +36,7 @@ def ring(app: Celery, due: Mapping[str, int], most: int = MOST_RINGS) -> int:
                 if want:
                     _send(app, producer, queue, want)
                 rung += want
-    except _unreachable(app):
+    except unreachable(app):
         return rung
     return rung
 
@@ -49,7 +49,7 @@ def ring_on(app: Celery, queues: Sequence[str]) -> None:
         with app.producer_or_acquire() as producer:
             for queue in queues:
                 _send(app, producer, queue, 1)
-    except _unreachable(app):
+    except unreachable(app):
         return
 
 
@@ -64,7 +64,8 @@ def waiting(channel: object, queue: str) -> int:
     return int(channel._size(queue))  # type: ignore[attr-defined]
 
 
-def _unreachable(app: Celery) -> tuple[type[Exception], ...]:
+def unreachable(app: Celery) -> tuple[type[Exception], ...]:
+    """What a broker that takes no message makes kombu raise."""
     connection = app.connection_for_write()
     # Also what a Redis says that is there and refuses: out of memory, a replica.
     return (KombuError, *connection.connection_errors, *connection.channel_errors)

@@ -1,5 +1,5 @@
 """The URL of a Redis that Sentinels watch: ``sentinel://[USER:PASSWORD@]HOST:PORT;sentinel://HOST2:PORT/DB?master=NAME``.
-Reading it only; who connects is ``ingest.ledger`` and, for broker and results, Celery."""
+Read here, and followed to the primary; broker and results are Celery's to connect to."""
 
 from __future__ import annotations
 
@@ -58,6 +58,21 @@ class Sentinels:
 
 def is_sentinel(url: str) -> bool:
     return url.lower().startswith("sentinel://")
+
+
+def open_client(url: str, **how: Any) -> Any:
+    """A client of redis-py for that Redis, of the primary where Sentinels watch it. Connects with its first command."""
+    import redis
+    import redis.sentinel
+
+    if not is_sentinel(url):
+        return redis.Redis.from_url(url, **how)
+    known = parse_sentinels(url)
+    login = {"username": known.username, "password": known.password, "db": known.db, "ssl": known.ssl}
+    watch = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]
+        list(known.hosts), sentinel_kwargs=known.sentinel_kwargs
+    )
+    return watch.master_for(known.master, **how, **login)  # type: ignore[no-untyped-call]
 
 
 def parse_sentinels(url: str) -> Sentinels:

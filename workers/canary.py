@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from celery import Celery
-from kombu.exceptions import OperationalError
 from kombu.messaging import Producer
 
-from ingest.doorbell import waiting
+from ingest.doorbell import unreachable, waiting
 from ingest.errors import LedgerUnavailable
 from ingest.ledger import WorkLedger
 from ingest.queues import CANARY_TASK, canary_queue
@@ -82,8 +81,7 @@ class Canary:
 
     @contextmanager
     def _producer(self) -> Iterator[Producer]:
-        connection = self._app.connection_for_write()
-        away = (OperationalError, *connection.connection_errors, *connection.channel_errors)
+        away = unreachable(self._app)
         try:
             with self._app.producer_or_acquire() as producer:
                 yield producer

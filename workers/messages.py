@@ -1,6 +1,6 @@
 """What lies in a Celery queue and is no message: it is dropped, and the log says so. What messages mean: ``tasks``.
 
-kombu 5.6 reads a message in the worker's event loop and lets every error of that out: one line of garbage would end
+kombu 5.7 reads a message in the worker's event loop and lets every error of that out: one line of garbage would end
 the worker, and the next one that reads it.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from ingest.client.request import Request
 from ingest.client.submission import positive
 from ingest.errors import LedgerUnavailable, UnknownJob, WaitTimeout
 from ingest.ledger import JobLedger, Result, UnitRecord, batched
+from ingest.ledger.connect import until
 from ingest.model import TERMINAL_JOB, Failure, JobStatus
 from ingest.settings import Settings
 from ingest.store import Store
@@ -100,7 +102,7 @@ class Job:
         failed: that is in :meth:`failures`.
         """
         deadline = self._deadline(timeout)
-        self._lease()
+        self._lease(deadline)
         return self._as_completed(deadline)
 
     def _as_completed(self, deadline: Deadline) -> Iterator[LocalFile]:
@@ -165,7 +167,7 @@ class Job:
         """All files, once the job is over: by source, then by key or partition; duplicates repeat, failures are left
         out."""
         deadline = self._deadline(timeout)
-        self._lease()
+        self._lease(deadline)
         while True:
             self._wait(deadline)
             try:
@@ -254,9 +256,10 @@ class Job:
         if self._leases is not None:
             self._leases.drop(self.id)
 
-    def _lease(self) -> None:
+    def _lease(self, deadline: Deadline) -> None:
         if self._leases is not None:
-            self._leases.keep(self.id)
+            with until(time.monotonic() + deadline.left_s):
+                self._leases.keep(self.id)
 
     def _deadline(self, timeout: float | None) -> Deadline:
         positive("timeout", timeout)

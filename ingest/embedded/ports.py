@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis.sentinel import MasterNotFoundError, Sentinel
+from redis.sentinel import MasterNotFoundError
 
 from ingest.errors import ServiceFailed
-from ingest.sentinels import is_sentinel, parse_sentinels
+from ingest.sentinels import open_client
 from ingest.settings import redact
 
 LOOPBACK = "127.0.0.1"
@@ -40,18 +39,10 @@ def is_taken(port: int) -> bool:
 
 def connect(url: str, timeout_s: float = _ANSWER_S) -> redis.Redis:
     """A client that tries each command once. Opens its connection with the first command."""
-    how: dict[str, Any] = {
-        "socket_connect_timeout": timeout_s,
-        "socket_timeout": timeout_s,
-        "retry": Retry(NoBackoff(), 0),
-    }
-    if not is_sentinel(url):
-        return redis.Redis.from_url(url, **how)
-    known = parse_sentinels(url)
-    login = {"username": known.username, "password": known.password, "db": known.db, "ssl": known.ssl}
-    watch = Sentinel(list(known.hosts), sentinel_kwargs=known.sentinel_kwargs)  # type: ignore[no-untyped-call]
-    primary: redis.Redis = watch.master_for(known.master, **how, **login)  # type: ignore[no-untyped-call]
-    return primary
+    client: redis.Redis = open_client(
+        url, socket_connect_timeout=timeout_s, socket_timeout=timeout_s, retry=Retry(NoBackoff(), 0)
+    )
+    return client
 
 
 def answers(url: str) -> bool:

@@ -10,13 +10,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import redis
-import redis.sentinel
 from redis.backoff import AbstractBackoff
 from redis.exceptions import ConnectionError, TimeoutError
 from redis.retry import Retry
 
-from ingest.sentinels import is_sentinel, parse_sentinels
+from ingest.sentinels import open_client
 from ingest.settings import Settings
 
 # Below the lease, so that a renewal that hangs on a dead connection leaves time for another one.
@@ -118,15 +116,7 @@ def open_redis(settings: Settings, retries: int) -> Any:
         "retry": _Budget(_Backoff(), retries),
         "retry_on_error": [ConnectionError, TimeoutError],
     }
-    if not is_sentinel(settings.ledger_url):
-        client = redis.Redis.from_url(settings.ledger_url, **how)
-    else:
-        known = parse_sentinels(settings.ledger_url)
-        login = {"username": known.username, "password": known.password, "db": known.db, "ssl": known.ssl}
-        watch = redis.sentinel.Sentinel(  # type: ignore[no-untyped-call]
-            list(known.hosts), sentinel_kwargs=known.sentinel_kwargs
-        )
-        client = watch.master_for(known.master, **how, **login)  # type: ignore[no-untyped-call]
+    client = open_client(settings.ledger_url, **how)
     pool = client.connection_pool
     pool.connection_class = type("Timed", (_Timed, pool.connection_class), {})
     return client

@@ -171,11 +171,6 @@ class JobLedger(SpaceLedger):
             reply, state = self.redis.hmget(self.key("job", job), "reply", "state")
         return reply == b"1" and text(state) in TERMINAL_JOB
 
-    def now_ms(self) -> int:
-        with self.translated():
-            seconds, micros = self.redis.time()
-        return int(seconds) * 1000 + int(micros) // 1000
-
     def live_bytes(self, job: str) -> int:
         """Bytes of files that are still on their way."""
         with self.translated():

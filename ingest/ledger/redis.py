@@ -86,6 +86,12 @@ class Ledger:
                 return LedgerUnavailable(self.url, f"{why} ({said})", cure)
         return LedgerUnavailable(self.url, said)
 
+    def now_ms(self) -> int:
+        """Redis's own time, in ms since 1970: the only one that the ledger goes by."""
+        with self.translated():
+            seconds, micros = self.redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
     def key(self, *parts: str) -> str:
         return self.prefix + ":".join(parts)
 

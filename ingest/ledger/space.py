@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ingest.ledger.redis import Ledger, text
 
-#: A reader that is not heard for so long is gone; it says three times as often that it lives.
+#: A reader that is not heard for so long is gone; it says four times in that time that it lives.
 READER_TTL_S = 60.0
 
 
@@ -53,7 +53,6 @@ class Holder:
 
     job: str
     why: str
-    running: bool
     released: frozenset[str] = frozenset()
 
 
@@ -64,7 +63,7 @@ class SpaceLedger(Ledger):
         with self.translated():
             used, reserved, counted = self.redis.hmget(self.key("space", store), "used", "res", "counted")
             waiting = self.redis.zcard(self.key("short", store))
-        age_s = None if counted is None else max(0.0, (_now_ms(self) - int(counted)) / 1000)
+        age_s = None if counted is None else max(0.0, (self.now_ms() - int(counted)) / 1000)
         return Space(None if used is None else int(used), int(reserved or 0), int(waiting), age_s)
 
     def reserve(
@@ -137,7 +136,7 @@ class SpaceLedger(Ledger):
         """The jobs that hold files: those that are read now, those that are not over, and those that ended within
         ``hold_s`` and were read by nobody yet. A job with ``into`` holds only while it is read: its files are where
         they were asked for."""
-        now = _now_ms(self)
+        now = self.now_ms()
         with self.translated():
             pipe = self.redis.pipeline(transaction=False)
             pipe.zrangebyscore(self.key("reading"), now, "+inf")
@@ -165,15 +164,9 @@ class SpaceLedger(Ledger):
                 {text(n) for n in self.redis.smembers(self.key("released", f"{job}:{reader}"))} for reader in readers
             ]
             said = f"{name}, which {len(readers)} process{'es' * (len(readers) > 1)} read{'s' * (len(readers) == 1)}"
-            return Holder(job, said, running, frozenset.intersection(*map(frozenset, sets)))
+            return Holder(job, said, frozenset.intersection(*map(frozenset, sets)))
         if ended is None or not meta[0] or options.get("into"):
             return None
         if running:
-            return Holder(job, f"{name}, which is not over and which nobody reads", True)
-        return None if meta[1] else Holder(job, f"{name}, which has just ended", False)
-
-
-def _now_ms(ledger: Ledger) -> int:
-    with ledger.translated():
-        seconds, micros = ledger.redis.time()
-    return int(seconds) * 1000 + int(micros) // 1000
+            return Holder(job, f"{name}, which is not over and which nobody reads")
+        return None if meta[1] else Holder(job, f"{name}, which has just ended")

@@ -4,7 +4,6 @@ attempts left."""
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingest.errors import StoreError
-from ingest.store.layout import Piece, Stored, inside, read_record
+from ingest.store.layout import Piece, Stored, inside, read_record, scan
 from ingest.store.store import Store
 
 
@@ -38,9 +37,9 @@ class Damage:
 
 def records(store: Store) -> Iterator[tuple[Path, Stored]]:
     """Every record of the store with its path, in no particular order."""
-    for bucket in _scan(store.root / "data"):
-        for source in _scan(bucket):
-            for path in _scan(source):
+    for bucket in scan(store.root / "data"):
+        for source in scan(bucket):
+            for path in scan(source):
                 if path.suffix == ".json" and (record := read_record(path)) is not None:
                     yield path, record
 
@@ -51,7 +50,7 @@ def usage(store: Store) -> Usage:
         outputs = record.outputs
         files, total = files + len(outputs), total + sum(piece.size for piece in outputs)
     scratch = 0
-    for path in _scan(store.root / "scratch"):
+    for path in scan(store.root / "scratch"):
         with suppress(FileNotFoundError):
             scratch += path.stat().st_size
     return Usage(files, total, scratch, store.free_bytes())
@@ -91,16 +90,9 @@ def sweep_scratch(store: Store) -> int:
     """Remove scratch files that nobody touched for ``scratch_ttl_s``. Returns how many went."""
     limit = time.time() - store.limits.scratch_ttl_s
     gone = 0
-    for path in _scan(store.root / "scratch"):
+    for path in scan(store.root / "scratch"):
         with suppress(FileNotFoundError):
             if path.stat().st_mtime < limit:
                 path.unlink()
                 gone += 1
     return gone
-
-
-def _scan(directory: Path) -> list[Path]:
-    try:
-        return [Path(entry.path) for entry in os.scandir(directory)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []

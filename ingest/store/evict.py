@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ingest.store.layout import read_record
+from ingest.store.layout import read_record, scan
 from ingest.store.store import Store
 
 #: So many of the least recently used are found in one walk, whatever the store holds.
@@ -90,7 +90,7 @@ def _mark(path: str) -> int | None:
 def manifest_files(store: Store, job: str, without: frozenset[str] = frozenset()) -> Iterator[tuple[str, str, int]]:
     """(shard, path, size) of the files of a job in this store, by its manifests on disk, without those shards. A shard
     whose manifest is there but has no files comes once, with an empty path."""
-    for path in _scan(store.manifest_path(job, "0").parent):
+    for path in scan(store.manifest_path(job, "0").parent):
         shard = path.stem
         if path.suffix != ".json" or shard in without or shard == "all":
             continue
@@ -219,7 +219,7 @@ def _records_of(store: Store, folder: Path) -> Iterable[Path]:
     direct = folder.with_name(f"{folder.name}.json")
     if direct.exists():
         return [direct]
-    return [path for path in _scan(folder.parent) if path.suffix == ".json" and _folder_of(store, path) == folder]
+    return [path for path in scan(folder.parent) if path.suffix == ".json" and _folder_of(store, path) == folder]
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class Leftover:
 def leftovers(store: Store) -> list[Leftover]:
     """By source, those that were written longest ago first. Some of them are in flight."""
     found: dict[str, list[tuple[Path, os.stat_result]]] = {}
-    for path in _scan(store.root / "scratch"):
+    for path in scan(store.root / "scratch"):
         key = path.name.partition(".")[0]
         with suppress(OSError):
             is_ = path.stat()
@@ -285,12 +285,5 @@ def _drop_old(path: Path, now: int, age_s: float) -> int:
 def _names(directory: str) -> list[str]:
     try:
         return os.listdir(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _scan(directory: Path) -> list[Path]:
-    try:
-        return [Path(entry.path) for entry in os.scandir(directory)]
     except (FileNotFoundError, NotADirectoryError):
         return []

@@ -77,6 +77,14 @@ def source_dir(root: Path, key: str) -> Path:
     return root / "data" / key[:2] / key
 
 
+def scan(directory: Path) -> list[Path]:
+    """What is in a folder, in any order; nothing where there is none."""
+    try:
+        return [Path(entry.path) for entry in os.scandir(directory)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def write_atomic(path: Path, data: bytes, *, scratch: Path, fsync: bool) -> None:
     """Replace ``path`` by ``data`` in one step; two writers at once leave one of the two, whole. ``scratch`` is where a
     writer that is killed leaves its half: a folder that is swept, of the same filesystem."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,19 +15,6 @@ from tests.servers.redis import redis_server
 from tests.unit.ledgers import QUEUE, claim, connect, expire, submit
 from workers.control import Control
 from workers.fetchers.base import Interrupted
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as server:
-        yield server.url
-
-
-@pytest.fixture
-def ledger(url: str) -> Iterator[WorkLedger]:
-    made = connect(url)
-    yield made
-    made.close()
 
 
 def control(

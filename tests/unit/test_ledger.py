@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,13 +11,11 @@ from ingest.errors import LedgerUnavailable, UnknownJob
 from ingest.ledger import Claim, NewUnit, Result, WorkLedger
 from ingest.model import FileSpec, JobOptions
 from ingest.settings import Settings
-from tests.servers.redis import redis_server
 from tests.unit.ledgers import (
     DEATHS,
     QUEUE,
     check,
     claim,
-    connect,
     done,
     expire,
     failed,
@@ -27,19 +24,6 @@ from tests.unit.ledgers import (
     state,
     submit,
 )
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as server:
-        yield server.url
-
-
-@pytest.fixture
-def ledger(url: str) -> Iterator[WorkLedger]:
-    made = connect(url)
-    yield made
-    made.close()
 
 
 def commit(ledger: WorkLedger, work: Claim, end: str = "done") -> bool:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-
-import pytest
 
 from ingest.ledger import Claim, Result, WorkLedger
 from ingest.model import Failure, JobOptions
-from tests.servers.redis import redis_server
 from tests.unit.ledgers import (
     PLANS,
     QUEUE,
     check,
     claim,
-    connect,
     done,
     failed,
     file,
@@ -26,19 +21,6 @@ from tests.unit.ledgers import (
     state,
     submit,
 )
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as server:
-        yield server.url
-
-
-@pytest.fixture
-def ledger(url: str) -> Iterator[WorkLedger]:
-    made = connect(url)
-    yield made
-    made.close()
 
 
 def commit(ledger: WorkLedger, work: Claim, end: str = "done") -> bool:

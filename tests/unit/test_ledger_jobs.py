@@ -4,7 +4,6 @@ Redis."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,13 +12,11 @@ from ingest.errors import LedgerUnavailable
 from ingest.ledger import JobLedger, Result, WorkLedger
 from ingest.model import JobOptions
 from ingest.settings import Settings
-from tests.servers.redis import redis_server
 from tests.unit.ledgers import (
     PLANS,
     QUEUE,
     check,
     claim,
-    connect,
     done,
     expire,
     failed,
@@ -30,19 +27,6 @@ from tests.unit.ledgers import (
     state,
     submit,
 )
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as server:
-        yield server.url
-
-
-@pytest.fixture
-def ledger(url: str) -> Iterator[WorkLedger]:
-    made = connect(url)
-    yield made
-    made.close()
 
 
 class TestCancel:

@@ -14,22 +14,7 @@ from ingest.ledger import Claim, JobLedger, Result, WorkLedger
 from ingest.model import FileSpec, JobOptions
 from ingest.sections import StoreLimits
 from ingest.store import Store
-from tests.servers.redis import redis_server
-from tests.unit.ledgers import PLANS, QUEUE, connect, done, expire, failed, plan, shards, submit
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as server:
-        yield server.url
-
-
-@pytest.fixture
-def ledger(url: str) -> Iterator[WorkLedger]:
-    made = connect(url)
-    yield made
-    made.close()
-
+from tests.unit.ledgers import PLANS, QUEUE, done, expire, failed, plan, shards, submit
 
 Open = Callable[..., JobReader]
 

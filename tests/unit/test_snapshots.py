@@ -4,7 +4,6 @@ that move on when all is there. In a real Redis, without databases. Also how a f
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -15,13 +14,11 @@ from ingest.errors import NoSnapshot
 from ingest.ledger import Claim, Cursor, NewUnit, Picture, Result, Taken, Wish, WorkLedger
 from ingest.model import FileSpec, JobOptions
 from ingest.sources import Sql
-from tests.servers.redis import redis_server
 from tests.unit.ledgers import (
     PLANS,
     QUEUE,
     check,
     claim,
-    connect,
     done,
     expire,
     failed,
@@ -35,19 +32,6 @@ from workers.fetchers.sql.databases.moments import FileState
 SQL = Sql("pg", table="t", partition_on="id", partitions=4)
 WISH = Wish("held", "n1", "pg", SQL.uri, 3)
 KEEPER = ("w1", "n1", 12.0)
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as server:
-        yield server.url
-
-
-@pytest.fixture
-def ledger(url: str) -> Iterator[WorkLedger]:
-    made = connect(url)
-    yield made
-    made.close()
 
 
 def begun(ledger: WorkLedger, wish: Wish = WISH, *, source: int = 2) -> Claim:

@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
 
 import pytest
 
 from ingest.client.lease import Leases
 from ingest.ledger import Claim, Result, WorkLedger
 from ingest.model import JobOptions
-from tests.servers.redis import redis_server
-from tests.unit.ledgers import check, claim, connect, expire, state, submit
+from tests.unit.ledgers import check, claim, expire, state, submit
 
 MOST = 1000
 STORE = "s1"
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as server:
-        yield server.url
-
-
-@pytest.fixture
-def ledger(url: str) -> Iterator[WorkLedger]:
-    made = connect(url)
-    yield made
-    made.close()
 
 
 def take(ledger: WorkLedger, work: Claim, need: int, **more: int) -> tuple[str, int]:
