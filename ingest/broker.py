@@ -1,14 +1,18 @@
-"""Celery's connections to its broker, with less patience for one that is dead. Which broker that is, and all other
-settings, are in ``app``, which names this module."""
+"""Celery's connections to its broker, with less patience for one that is dead, and none for what is no message. Which
+broker that is, and all other settings, are in ``app``, which names this module."""
 
 from __future__ import annotations
 
+import logging
+from queue import Empty
 from typing import Any
 
 import celery.app.amqp
 from kombu.connection import Connection as PlainConnection
 from kombu.connection import ConnectionPool, PooledConnection
 from kombu.transport import redis as kombu
+
+log = logging.getLogger("ingest")
 
 #: What the question may take whether a connection that was idle is still there. Of a network that forgot it no word
 #: comes, and the worker's main process, which waits for each of its connections in turn, would lose a whole timeout
@@ -54,21 +58,61 @@ class _Closing:
             super().close()  # type: ignore[misc]
 
 
-class Channel(_Closing, kombu.Channel):
+class NotAMessage(ValueError):
+    """``tag`` is what kombu may have noted it under, where it has one."""
+
+    def __init__(self, reason: str, tag: str | None) -> None:
+        super().__init__(reason)
+        self.tag = tag
+
+
+class _Sifting:
+    """Mixed into a channel of kombu 5.7, which reads a message in the worker's event loop and lets every error of that
+    out: one line of garbage would end the worker, and the next one that reads it."""
+
+    def _brpop_read(self, **options: Any) -> Any:
+        """The next message. One that cannot be read is dropped, and counts as none."""
+        try:
+            return super()._brpop_read(**options)  # type: ignore[misc]
+        except ValueError as error:  # also what is no JSON, and no text
+            tag = getattr(error, "tag", None)
+            if tag is not None:
+                # else it would be noted as in hand, and be put back at the end
+                self.basic_reject(tag, requeue=False)  # type: ignore[attr-defined]
+            log.error("message.refused", extra={"reason": str(error)[:500]})
+            raise Empty from None
+
+
+class _Delivering:
+    """Mixed into a transport of kombu."""
+
+    def _deliver(self, message: Any, queue: str) -> None:
+        """A message that was read, to whoever consumes that queue. Raises :class:`NotAMessage`."""
+        properties = message.get("properties") if isinstance(message, dict) else None
+        tag = properties.get("delivery_tag") if isinstance(properties, dict) else None
+        if not isinstance(tag, str):
+            raise NotAMessage("it has no delivery tag", None)
+        try:
+            super()._deliver(message, queue)  # type: ignore[misc]
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise NotAMessage(f"{type(error).__name__}: {error}", tag) from error
+
+
+class Channel(_Sifting, _Closing, kombu.Channel):
     connection_class = _asked(kombu.Channel.connection_class)
     connection_class_ssl = _asked(kombu.Channel.connection_class_ssl)
 
 
-class SentinelChannel(_Closing, kombu.SentinelChannel):
+class SentinelChannel(_Sifting, _Closing, kombu.SentinelChannel):
     connection_class = _asked(kombu.SentinelChannel.connection_class)
     connection_class_ssl = _asked(kombu.SentinelChannel.connection_class_ssl)
 
 
-class Transport(kombu.Transport):
+class Transport(_Delivering, kombu.Transport):
     Channel = Channel
 
 
-class SentinelTransport(kombu.SentinelTransport):
+class SentinelTransport(_Delivering, kombu.SentinelTransport):
     Channel = SentinelChannel
 
 

@@ -21,7 +21,7 @@ from ingest.app import app
 from ingest.errors import IngestError
 from ingest.queues import canary_queue, queues_of
 from ingest.settings import current
-from workers import holding, logs, messages, node
+from workers import holding, logs, node
 from workers.canary import STUCK_STATUS, is_told_stuck
 from workers.fetchers import fetcher_for
 from workers.fitness import Hearing, is_told_unfit
@@ -150,7 +150,6 @@ def _end(sender: Any = None, **_: Any) -> None:
 
 
 app.steps["worker"].add(AgentStep)
-messages.guard()
 
 # A pool process that ends waits until its parent has counted all its messages, 300 × 0.1 s at most (billiard 4.3,
 # pool.py), and at a shutdown under load the count can stay behind for good. Ours say nothing that is not in the

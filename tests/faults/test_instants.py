@@ -3,6 +3,7 @@ origin that keeps its last byte, or a Redis that is paused."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -128,21 +129,23 @@ def test_between_the_pop_of_a_message_and_its_bookkeeping(rigs: Rigs) -> None:
     broker = rig.client().ledger.redis
     for round_ in range(3):
         (worker,) = rig.alive()
+        bells = f"{rig.service.settings.prefix}celery:ingest.fetch"
+        numbers = itertools.count()
 
-        def waits() -> bool:
+        def popped() -> Job | None:
+            """A job whose bell Redis gave to the worker that stands still; not so if it waited no more by then."""
+            name = f"pop{round_}-{next(numbers)}"  # noqa: B023
             send([worker.process.pid], signal.SIGSTOP)  # noqa: B023
-            time.sleep(0)
             if any(c["cmd"] == "brpop" and "b" in c["flags"] for c in broker.client_list()):
-                return True
+                job = rig.client().submit(rig.load.http(name, 100_000), placement="any")
+                rig.load.follow(job, [exactly(name, 100_000)])
+                if broker.llen(bells) == 0:  # noqa: B023
+                    return job
             send([worker.process.pid], signal.SIGCONT)  # noqa: B023
-            return False
+            return None
 
-        until(waits, "it waits for messages")
-        url = rig.load.http(f"pop{round_}", 100_000)
+        job = until(popped, "a bell is out of Redis")
         with rig.fault("kill -9 of a worker: between pop and bookkeeping", worker):
-            job = rig.client().submit(url, placement="any")
-            rig.load.follow(job, [exactly(f"pop{round_}", 100_000)])
-            assert broker.llen(f"{rig.service.settings.prefix}celery:ingest.fetch") == 0, "the bell is out of Redis"
             assert rig.record(f"{job.id}.0")["s"] == "due"
             worker.kill()
         rig.restart(worker, ready=True)
