@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 SKIPS := $(if $(filter true,$(CI)),-p tests.no_skips)
 LONG := $(if $(filter true,$(CI)),-m "not faults")
 
+# The tests start some hundred processes of ours: each module is compiled once for all of them, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv demo up test faults lint format clean
