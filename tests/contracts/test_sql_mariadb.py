@@ -28,6 +28,9 @@ from workers.fetchers.sql import SqlFetcher, parts
 from workers.fetchers.sql.databases import mysql as mysql_module
 from workers.fetchers.sql.databases.errors import Refused
 
+#: One more database on the way that PostgreSQL and SQLite go in `make test`.
+pytestmark = pytest.mark.long
+
 ROWS = 5000
 #: Declared type → Arrow type in the file, and (SQL value, what is read back) pairs. NULL is added to each.
 CASES: dict[str, tuple[str, list[tuple[str, Any]]]] = {

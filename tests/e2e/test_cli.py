@@ -365,6 +365,7 @@ def test_fetch_starts_a_service_of_its_own_and_leaves_no_process(
         until(lambda: not alive(family), f"nothing is left of {family}", 5)
 
 
+@pytest.mark.long
 def test_ctrl_c_in_a_service_of_its_own_leaves_no_process(service: Service, origin: Origin, tmp_path: Path) -> None:
     gate = Gate()
     origin.on("/own-long.bin", gate)
@@ -378,6 +379,7 @@ def test_ctrl_c_in_a_service_of_its_own_leaves_no_process(service: Service, orig
         until(lambda: not alive(family), f"nothing is left of {family}", 5)
 
 
+@pytest.mark.long
 def test_a_service_of_its_own_that_cannot_start_says_why(service: Service, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no directory")
     url = f"redis://{LOOPBACK}:{free_port()}/0"

@@ -128,10 +128,10 @@ def test_the_dataset_is_the_same_everywhere() -> None:
 @pytest.mark.parametrize(
     "sign",
     [
-        *(pytest.param(s, marks=pytest.mark.long) for s in ("ingest.demo.origins", "redis-server", "workers.agent")),
-        f"-c {MAIN} demo",
+        "redis-server",
+        *(pytest.param(s, marks=pytest.mark.long) for s in ("ingest.demo.origins", "workers.agent", f"-c {MAIN} demo")),
     ],
-    ids=["origins", "redis", "worker", "training"],
+    ids=["redis", "origins", "worker", "training"],
 )  # fmt: skip
 def test_ctrl_c_ends_all_of_it(tmp_path: Path, sign: str) -> None:
     demo = Demo(tmp_path)

@@ -137,6 +137,7 @@ def test_a_store_that_is_gone_and_comes_back(quick: Service, origin: Origin) -> 
     assert log.count('"node.unfit"') == log.count('"node.fit"') == 1 and "shard.defect" not in log
 
 
+@pytest.mark.long
 def test_a_worker_whose_consumer_is_stuck_is_ended_for_its_supervisor(quick: Service) -> None:
     """Its process is well, its heart beats, and it takes no message: as if Celery had forgotten to consume again."""
     config = quick.root / "restart.toml"

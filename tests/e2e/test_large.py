@@ -76,6 +76,7 @@ def test_a_large_file_arrives_in_flat_memory(tmp_path: Path, scheme: str) -> Non
     assert watch.peak_mb < MOST_RESIDENT_MB
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_large_table_arrives_in_flat_memory(tmp_path: Path) -> None:
     with postgres_server() as postgres:

@@ -133,6 +133,7 @@ def test_the_command_takes_a_path_and_the_names_of_columns(service: Service, ori
     assert done.returncode == 2 and "--uri-column goes with --manifest" in done.stderr
 
 
+@pytest.mark.long
 def test_a_long_list_is_planned_while_a_few_are_open(tmp_path: Path) -> None:
     """Files on the node's disk, so that what is measured is the ledger: it never holds more than the planner may be
     ahead, and at the end no list of files."""

@@ -207,6 +207,7 @@ def test_eight_partitions_are_of_one_moment(
     nothing_is_left(postgres)
 
 
+@pytest.mark.long
 def test_without_a_snapshot_they_are_of_several(
     service: Service, postgres: PostgresServer, writer: Callable[[], int]
 ) -> None:
@@ -310,6 +311,7 @@ def test_a_database_that_is_full_is_waited_for(service: Service, postgres: Postg
     assert len(job.files(timeout=40)) == 2
 
 
+@pytest.mark.long
 def test_moments_that_are_always_lost_end_in_an_error(service: Service, postgres: PostgresServer) -> None:
     """As behind something that hands each connection to another server."""
     with closed_gate(postgres) as open_gate:
@@ -453,6 +455,7 @@ def test_a_cursor_above_which_nothing_would_ever_be(
     assert client.cursor(sql) is None
 
 
+@pytest.mark.long
 def test_the_cursor_stays_until_all_partitions_are_there(service: Service, postgres: PostgresServer) -> None:
     postgres.execute("CREATE TABLE strict AS SELECT i AS id, 1 AS zero FROM generate_series(1, 400) AS i")
     postgres.execute("UPDATE strict SET zero = 0 WHERE id = 350")

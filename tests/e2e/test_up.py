@@ -125,6 +125,7 @@ def test_starts_all_of_it_and_ctrl_c_stops_all_of_it(tmp_path: Path) -> None:
     assert "SIGKILL" not in running.out
 
 
+@pytest.mark.long
 def test_sigterm_is_as_good_as_ctrl_c(tmp_path: Path) -> None:
     with up(tmp_path, "--no-flower") as running:
         running.until_working()
@@ -143,6 +144,7 @@ def test_a_worker_that_dies_ends_all_and_is_named(tmp_path: Path) -> None:
         assert not answers(running.url)
 
 
+@pytest.mark.long
 def test_a_redis_that_dies_ends_all_and_is_named(tmp_path: Path) -> None:
     with up(tmp_path, "--no-flower") as running:
         running.until_working()
@@ -165,6 +167,7 @@ def test_leaves_nothing_when_it_is_killed(tmp_path: Path) -> None:
             time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_a_redis_that_is_there_is_used_and_left_running(tmp_path: Path) -> None:
     with redis_server(tmp_path / "redis") as theirs:
         with up(tmp_path, "--no-flower", f"--redis-port={theirs.port}") as running:
@@ -206,6 +209,7 @@ def test_a_redis_elsewhere_that_does_not_answer_is_not_replaced(tmp_path: Path) 
     assert "hunter2" not in out
 
 
+@pytest.mark.long
 def test_the_ledger_survives(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "up") as before, contextlib.closing(redis.Redis.from_url(before.url)) as connection:
         connection.set("kept", "yes")
