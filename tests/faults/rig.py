@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ingest import Client
+from ingest.app import app_for
 from ingest.errors import IngestError
 from ingest.model import TERMINAL_SHARD
 from ingest.queues import FETCH_QUEUE, PLAN_QUEUE
@@ -110,6 +111,16 @@ class Rig:
                 if unit.decode().rpartition(".")[0] == job:
                     found[int(value.split(b":")[0])] = unit.decode()
         return found
+
+    def result_of(self, task: str, timeout_s: float) -> object:
+        """What Celery alone says of a shard, by its task id."""
+        app = app_for(self.service.settings)
+        result = app.AsyncResult(task)
+        try:
+            return result.get(timeout=timeout_s)
+        finally:  # or the garbage collector would unsubscribe one day, when this Redis is no more
+            app.backend.remove_pending_result(result)
+            result.backend = None
 
     # Faults
 

@@ -114,7 +114,7 @@ def test_a_result_that_expired_before_it_was_read(rigs: Rigs) -> None:
     until(lambda: not redis.exists(found[0]), "it is gone")
     begun = time.monotonic()
     with pytest.raises(TimeoutError):
-        app.AsyncResult(task).get(timeout=1)
+        rig.result_of(task, 1)
     assert job.paths(timeout=5) == [path], "the ledger has it"
     job.release()  # what is read does not expire
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from ingest import Job
-from ingest.app import app_for
 from tests.faults import journal
 from tests.faults.load import exactly
 from tests.faults.origins import Paced
@@ -115,9 +114,7 @@ def test_after_commit_before_its_result(rigs: Rigs, whom: str, tmp_path: Path) -
                 kill(rig, whom, worker, pid)
             finally:
                 os.kill(results.process.pid, signal.SIGCONT)
-        app = app_for(rig.service.settings)
-        value = app.AsyncResult(f"{job.id}.0").get(timeout=40)
-        assert value == {"paths": [str(job.paths()[0])]}
+        assert rig.result_of(f"{job.id}.0", 40) == {"paths": [str(job.paths()[0])]}
         rig.settle()
         verdict = rig.judge()
         assert not verdict.complaints, verdict.complaints
