@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -29,6 +30,9 @@ from workers.logs import log
 
 #: After SIGTERM, work in hand may go on for so long; then it hands back what it has.
 GRACE_S = 8.0
+#: Then, or at once in a cold shutdown, all of it must be gone within so long: the agent kills a process that is stuck
+#: after half of it.
+END_S = 20
 
 _agent: subprocess.Popen[bytes] | None = None
 
@@ -72,7 +76,11 @@ def _logging(loglevel: int | str | None = None, **_: Any) -> None:
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator] # Celery has no types
 def _stopping(sender: Any = None, sig: str = "", how: str = "", **_: Any) -> None:
-    node.stop_within(GRACE_S if how == "Warm" else 0)
+    grace_s = GRACE_S if how == "Warm" else 0
+    node.stop_within(grace_s)
+    # Celery's and billiard's shutdown wait for pipes and processes without bound. Nobody handles this signal: whatever
+    # the main process hangs in, it ends it; its pool and its agent follow, and its supervisor starts another.
+    signal.alarm(math.ceil(grace_s) + END_S)
     if _agent is not None and _agent.poll() is None:
         _agent.send_signal(signal.SIGUSR1)
 

@@ -102,6 +102,29 @@ def test_sigterm_hands_long_work_back_and_another_node_goes_on(own_service: Serv
     assert origin.asked("/big.bin")[-1].headers.get("Range") is not None
 
 
+HANGS = """
+import time
+from celery import signals
+from ingest.app import defaults  # what makes this file the operator's
+
+@signals.worker_shutdown.connect(weak=False)
+def hang(**_):
+    while True:
+        time.sleep(1)
+"""
+
+
+@pytest.mark.long
+def test_a_worker_that_hangs_in_its_own_shutdown_ends_all_the_same(own_service: Service, origin: Origin) -> None:
+    """By a hook of the operator's, here."""
+    (own_service.root / "celeryconfig.py").write_text(HANGS)
+    hanging = own_service.start_worker("n2")
+    hanging.process.send_signal(signal.SIGQUIT)
+    until(lambda: hanging.process.poll() is not None, "it is gone", 40)
+    assert hanging.process.returncode == -signal.SIGALRM
+    assert own_service.client().fetch(origin.put("/a", b"a"), timeout=40)
+
+
 def test_a_stuck_download_is_ended_by_the_stall_limit(tmp_path: Path, origin: Origin) -> None:
     origin.on("/silent.bin", silent())
     with running_service(
