@@ -1,4 +1,4 @@
--- anew(job, source, generation, why, node): the moment of that generation is lost, see anew() in common.lua. Whoever is first to say so is heard.
+-- anew(job, source, generation, why, node): the moment of that generation is lost, see anew() in pictures.lua. Whoever is first to say so is heard.
 -- Returns {"ok", "wanted" or "refused" (it was the last one that may be), queue to ring for, …} or {"old"}.
 local job, i = ARGV[2], ARGV[3]
 local key = picture(job, i)

@@ -30,10 +30,14 @@ REFUSALS = (
 )
 
 
+#: What every script begins with, in this order: each builds on those before it.
+SHARED = ("common", "due", "space", "units", "pictures")
+
+
 @cache
 def _source(name: str) -> str:
     here = files("ingest.ledger")
-    return (here / "common.lua").read_text() + (here / f"{name}.lua").read_text()
+    return "".join((here / f"{part}.lua").read_text() for part in (*SHARED, name))
 
 
 class Ledger:
