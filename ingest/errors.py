@@ -334,6 +334,10 @@ class NoSnapshot(PermanentFetchError):
     """The partitions of a table cannot be read at one moment, and nobody said that they need not."""
 
 
+class VersionGone(PermanentFetchError):
+    """It was evicted, and the origin has not what it was any more: whoever reads on would read something else."""
+
+
 class MissingExtra(PermanentFetchError):
     """``MissingExtra(uri, extra)``: the data node lacks a library."""
 

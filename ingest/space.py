@@ -162,12 +162,13 @@ class Evictor:
         for holder in self._ledger.holders(self._store.limits.hold_s):
             held = 0
             seen = set(holder.released)
-            for shard, path, count in manifest_files(self._store, holder.job, holder.released):
+            for shard, path, count in manifest_files(self._store, holder.job, holder.released, holder.only):
                 seen.add(shard)
                 made.held.add(path)
                 held += count
                 self._tick()
-            for some in batched((n for n in self._ledger.parted(holder.job) if n not in seen), 100):
+            parted = [n for n in self._ledger.parted(holder.job) if holder.only is None or n in holder.only]
+            for some in batched((n for n in parted if n not in seen), 100):
                 for packed in self._ledger.results(holder.job, some):
                     for file in Result.unpacked(packed).files:
                         if file.store == self._store.id:

@@ -19,6 +19,7 @@ from ingest.errors import FetchError, FetchTimeout, LedgerUnavailable, NodeUnfit
 from ingest.ledger import Claim, Result, Settled, WorkLedger
 from ingest.model import FileRecord, FileSpec
 from ingest.store.disk import in_words
+from workers import again
 from workers import node as here
 from workers.control import Control
 from workers.fetchers.base import Interrupted
@@ -49,7 +50,7 @@ def fetch_shard(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostn
     origins = Origins(claim)
     space = Space(node, ledger, claim, control)
     transfer = Transfer(node, claim.options, control, origins, space)
-    outcome = Outcome.of(claim)
+    outcome = again.begin(node, claim)
     moments = Moments(ledger, claim, transfer)
     try:
         if claim.options.pack:
@@ -61,6 +62,7 @@ def fetch_shard(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostn
     except SoftTimeLimitExceeded:
         outcome.stopped = "slice"
     space.close()
+    again.check(node, claim, outcome)
     confirm(node, claim, outcome)
     settled, state, summary = _settle(node, ledger, claim, control, outcome)
     if state == "lost":
@@ -102,6 +104,8 @@ def _attempt(
                 # It was not that version any more, or not in time: what is asked for is the source, as it is now. Who
                 # listed it said how large that version was.
                 spec = dataclasses.replace(spec, version=None, size=None if spec.version else spec.size)
+            if again.refuse(claim, spec):
+                raise again.moment_is_past(spec)
             spec = moments.pinned(transfer.resolve(spec))
             records = transfer.reuse(spec)
         except FetchError as error:
@@ -251,9 +255,9 @@ def _later(
     *,
     anew: bool = False,
 ) -> tuple[Settled, str, str]:
-    news = (
-        result if (len(result.files), len(result.failures)) != (len(claim.earlier.files), claim.record.failed) else None
-    )
+    had = (len(claim.earlier.files), claim.record.failed)
+    # Of what is fetched again the ledger keeps what it was: what has come of it is found in the store.
+    news = None if claim.record.gone or (len(result.files), len(result.failures)) == had else result
     settled = ledger.back(claim, wait_s, counted, reason, news, control.flights, anew=anew)
     log.info(
         "shard.later",

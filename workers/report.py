@@ -51,7 +51,7 @@ def write_result(app: Celery, ledger: WorkLedger, store: Store, member: str) -> 
     # A whole job is asked for by the task that made it, whose id may be no job's id.
     task = member if number else json.loads(ledger.meta(job)["options"]).get("reply_to") or member
     if any(r.again for r in records):
-        app.backend.forget(task)  # it was done before, at another moment, and a SUCCESS is never overwritten
+        app.backend.forget(task)  # it was over before, and a SUCCESS is never overwritten
     app.backend.store_result(task, value, states.FAILURE if isinstance(value, Exception) else states.SUCCESS)
     ledger.reported(member)
 

@@ -76,6 +76,25 @@ class LocalFile:
             )
         return path
 
+    def is_gone(self) -> bool:
+        """Whether it was in the store here and is not, or not whole: evicted, deleted, cut short. What is there stays
+        for ``quiet_s`` from now.
+
+        Raises :class:`NotLocalError` as :attr:`path`, and :class:`StoreError` where the store itself is not there, so
+        that a mount that is missing is not taken for files that are.
+        """
+        if self._store is None or self._store.id != self._store_id:
+            raise NotLocalError(self.source, self.node)
+        path = self._store.path_of(self._relative)
+        self._store.touch(self._relative)
+        try:
+            return path.stat().st_size != self.size
+        except (FileNotFoundError, NotADirectoryError):
+            self._store.check()
+            return True
+        except OSError as error:
+            raise StoreError(str(path), f"cannot be read: {error.strerror}") from error
+
     @property
     def into(self) -> Path | str | None:
         """Where ``into=`` made it appear: a local path, or the URI of what was uploaded, as text; None without

@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from ingest.client.bells import ring
@@ -14,9 +14,10 @@ from ingest.client.files import LocalFile
 from ingest.client.follow import Deadline, EventStream, patiently
 from ingest.client.lease import Leases
 from ingest.client.places import Places
-from ingest.client.reader import JobReader, describe
+from ingest.client.reader import JobReader
 from ingest.client.request import Request
 from ingest.client.submission import positive
+from ingest.client.waiting import describe, node_of, trouble
 from ingest.errors import LedgerUnavailable, UnknownJob, WaitTimeout
 from ingest.ledger import JobLedger, Result, UnitRecord, batched
 from ingest.ledger.connect import until
@@ -75,7 +76,7 @@ class Job:
             seconds=seconds,
             rate=total / seconds,
             eta_s=eta,
-            waiting_for="" if over else self._waiting_for(number),
+            waiting_for="" if over and not number["gone"] else self._waiting_for(number),
             created=number["created"] / 1000,
             retries=number["retries"],
         )
@@ -91,8 +92,7 @@ class Job:
         queues = {worker.node: worker.trouble for worker in workers}
         for record in self._ledger.all_units(self.id):
             if record.state in {"due", "leased"}:
-                node = record.queue.split(".", 2)[2] if record.queue.count(".") >= 2 else ""
-                return describe(record, now) + _trouble(node, queues)
+                return describe(record, now) + trouble(node_of(record.queue), queues)
         return ""
 
     def as_completed(self, timeout: float | None = None) -> Iterator[LocalFile]:
@@ -246,10 +246,11 @@ class Job:
         """The Celery task ids of its shards, as planned so far: ``AsyncResult(id).get()`` gives ``{"paths": […]}``."""
         return [f"{self.id}.{n}" for n in range(int(self._ledger.meta(self.id)["next"]))]
 
-    def reader(self) -> JobReader:
-        """The job in its global order, over a connection of its own: what a dataset reads."""
+    def reader(self, *, keep: bool = True) -> JobReader:
+        """The job in its global order, over a connection of its own: what a dataset reads. With ``keep=False`` it holds
+        no more than what it needs next (:meth:`JobReader.need`): the job may be larger than the store."""
         leases = Leases(self._settings) if self._leases is not None else None
-        return JobReader(JobLedger(self._settings), self.id, self._here(), self._request, leases)
+        return JobReader(JobLedger(self._settings), self.id, self._here(), self._request, leases, keep=keep)
 
     def release(self) -> None:
         """This process reads its files no more: they may be evicted when others need the space."""
@@ -276,16 +277,6 @@ class Job:
         except (LedgerUnavailable, UnknownJob) as error:
             return str(error)
         return status.waiting_for or f"{status.files_done} of {status.files} files are there"
-
-
-def _trouble(node: str, nodes: Mapping[str, str]) -> str:
-    """Why nobody takes what is due: ``node`` is whose it is, or ""; ``nodes`` says of each live one what is wrong."""
-    if node and node not in nodes:
-        return f"; node {node} is not alive"
-    if node:
-        return f"; node {node} is {nodes[node]}" if nodes[node] else ""
-    wrong = [f"node {name} is {trouble}" for name, trouble in sorted(nodes.items()) if trouble]
-    return f"; {'; '.join(wrong)}" if len(wrong) == len(nodes) else ""
 
 
 def _name(meta: dict[str, str]) -> str:

@@ -1,19 +1,20 @@
-"""What this process reads: leases on the files of its jobs, renewed while the process lives, and gone a minute after it
-died. One small thread for all of them, from the first job that is read until none is."""
+"""What this process reads: leases on the files of its jobs, or on the windows of them that it needs next; renewed while
+the process lives, and gone a minute after it died. One small thread for all of them, from the first job that is read
+until none is."""
 
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import threading
 import uuid
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from ingest.errors import IngestError
 from ingest.ledger import JobLedger
-from ingest.ledger.space import READER_TTL_S
+from ingest.ledger.space import READER_TTL_S, Needed
 from ingest.settings import Settings
 
 #: Three renewals fit in a lease, so that two may be lost.
@@ -29,20 +30,27 @@ class Leases:
         self._pid = os.getpid()
         self._jobs: set[str] = set()
 
-    def keep(self, job: str) -> None:
-        """This process reads that job, until :meth:`drop`, :meth:`close` or its end. While there is no ledger nobody
-        can evict; it hears of it afterwards."""
+    def keep(self, job: str, *, whole: bool = True) -> None:
+        """This process reads that job, until :meth:`drop`, :meth:`close` or its end; not the ``whole`` of it: no more
+        than its window, see :meth:`need`. While there is no ledger nobody can evict; it hears of it afterwards."""
         if self._pid != os.getpid():
             self._pid, self._jobs = os.getpid(), set()
         if job not in self._jobs:
             self._jobs.add(job)
-            _reading(self._settings).hold(job)
+            _reading(self._settings).hold(job, self, whole=whole)
+
+    def need(self, job: str, shards: Sequence[int], gone: Mapping[int, int], queue: str) -> Needed:
+        """These shards of a job that is kept are needed now, nearest first; ``gone`` and ``queue`` as
+        :meth:`JobLedger.need` has them. Raises :class:`LedgerUnavailable`."""
+        if self._pid != os.getpid() or job not in self._jobs:
+            return Needed([], [])
+        return _reading(self._settings).need(job, self, shards, gone, queue)
 
     def drop(self, job: str) -> None:
         """It does not read it any more."""
         if self._pid == os.getpid() and job in self._jobs:
             self._jobs.discard(job)
-            _reading(self._settings).release(job)
+            _reading(self._settings).release(job, self)
 
     def done(self, job: str, shards: Sequence[int]) -> None:
         """These shards are consumed: their files may go once all who read the job have said so. Raises
@@ -57,23 +65,56 @@ class Leases:
 
 
 class _Reading:
-    """All that this process reads of one ledger, over one connection. ``reader`` is its name there."""
+    """All that this process reads of one ledger, over one connection. ``reader`` is its name there.
+
+    Several of its readers may each have a window of one job; the process has one: all of them, the nearest first. It
+    holds no more than that unless one of them keeps the whole.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.pid, self.reader = os.getpid(), uuid.uuid4().hex
         self._settings = settings
         self._lock = threading.Lock()
-        self._jobs: Counter[str] = Counter()
+        self._jobs: dict[str, dict[Leases, bool]] = {}  # who reads it, and whether the whole of it
+        self._windows: dict[str, dict[Leases, Sequence[int]]] = {}
+        self._loose: dict[str, set[int]] = {}  # not held when a window was renewed, and nobody was told yet
         self._ledger: JobLedger | None = None
         self._wake = threading.Event()
 
-    def hold(self, job: str) -> None:
+    def hold(self, job: str, who: Leases, *, whole: bool) -> None:
         with self._lock:
-            self._jobs[job] += 1
-            first, ledger = self._jobs[job] == 1, self._open()
-        if first:
+            known = self._jobs.setdefault(job, {})
+            known[who] = whole
+            if not whole:
+                self._windows.setdefault(job, {})[who] = ()
+            news, ledger = len(known) == 1 or job in self._windows, self._open()
+        if news:
             with suppress(IngestError):
-                ledger.read(self.reader, [job])
+                self._say(ledger, job)
+
+    def need(self, job: str, who: Leases, shards: Sequence[int], gone: Mapping[int, int], queue: str) -> Needed:
+        with self._lock:
+            ledger = self._ledger
+            if ledger is None:
+                return Needed([], [])
+            self._windows.setdefault(job, {})[who] = tuple(shards)
+        found = self._say(ledger, job, gone, queue)
+        with self._lock:
+            loose = self._loose.pop(job, set())
+        return Needed(found.queues, sorted(loose.union(found.loose)))
+
+    def _say(self, ledger: JobLedger, job: str, gone: Mapping[int, int] | None = None, queue: str = "") -> Needed:
+        """What is read of a job, and needed of it, for another term."""
+        with self._lock:
+            windows = list(self._windows.get(job, {}).values())
+            whole = any(self._jobs.get(job, {}).values())
+        if not windows:
+            ledger.read(self.reader, [job])
+            return Needed([], [])
+        rows = itertools.zip_longest(*windows)  # the nearest of each, then the next of each
+        shards = dict.fromkeys(n for row in rows for n in row if n is not None)
+        holds = "all" if whole else "window"
+        return ledger.need(job, self.reader, list(shards), holds=holds, gone=gone, queue=queue)
 
     def _open(self) -> JobLedger:
         if self._ledger is None:
@@ -87,17 +128,35 @@ class _Reading:
         if ledger is not None:
             ledger.release(job, self.reader, shards)
 
-    def release(self, job: str) -> None:
+    def release(self, job: str, who: Leases) -> None:
         with self._lock:
-            self._jobs[job] -= 1
-            if self._jobs[job] > 0 or self._ledger is None:
-                return
-            del self._jobs[job]
-            ledger, last = self._ledger, not self._jobs
+            ledger = self._ledger
+            self._jobs.get(job, {}).pop(who, None)
+            had_window = self._windows.get(job, {}).pop(who, None) is not None
+            rest = bool(self._jobs.get(job))
+            if not rest:
+                self._jobs.pop(job, None)
+            if not self._windows.get(job):
+                self._windows.pop(job, None)
+                self._loose.pop(job, None)
+            last = not self._jobs and ledger is not None
             if last:
                 self._ledger = None
                 self._wake.set()
-        self._give_back(ledger, [job], last=last)
+        if ledger is None:
+            return
+        if rest and (had_window or job in self._windows):
+            with suppress(IngestError):  # it is said again soon
+                self._say_less(ledger, job)
+        elif not rest:
+            self._give_back(ledger, [job], [job] * had_window, last=last)
+
+    def _say_less(self, ledger: JobLedger, job: str) -> None:
+        """Another reader of this process goes on: with its window alone, or with the whole and no window."""
+        if job in self._windows:
+            self._say(ledger, job)
+        else:
+            ledger.need(job, self.reader, [], holds="all")
 
     def close(self) -> None:
         with self._lock:
@@ -106,10 +165,12 @@ class _Reading:
             self._ledger = None
             self._wake.set()
         if ledger is not None:
-            self._give_back(ledger, jobs, last=True)
+            self._give_back(ledger, jobs, list(self._windows), last=True)
 
-    def _give_back(self, ledger: JobLedger, jobs: list[str], *, last: bool) -> None:
+    def _give_back(self, ledger: JobLedger, jobs: list[str], windowed: list[str], *, last: bool) -> None:
         with suppress(IngestError):  # then they run out by themselves
+            for job in windowed:
+                ledger.need(job, self.reader, [], holds="window")
             ledger.read(self.reader, jobs, 0)
         if last:
             ledger.close()
@@ -117,9 +178,14 @@ class _Reading:
     def _renew(self, ledger: JobLedger, wake: threading.Event) -> None:
         while not wake.wait(RENEW_S):
             with self._lock:
-                jobs = list(self._jobs)
+                plain = [job for job in self._jobs if job not in self._windows]
+                windowed = [job for job in self._jobs if job in self._windows]
             with suppress(IngestError):  # it is tried again soon
-                ledger.read(self.reader, jobs)
+                ledger.read(self.reader, plain)
+                for job in windowed:
+                    loose = self._say(ledger, job).loose
+                    with self._lock:
+                        self._loose.setdefault(job, set()).update(loose)
 
 
 _all: dict[tuple[str, str], _Reading] = {}

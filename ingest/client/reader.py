@@ -12,6 +12,8 @@ from typing import NamedTuple
 from ingest.client.files import LocalFile
 from ingest.client.follow import EventStream, Restorer
 from ingest.client.lease import Leases
+from ingest.client.waiting import why
+from ingest.client.window import Window
 from ingest.errors import UnknownJob
 from ingest.ledger import JobLedger, Result, UnitRecord
 from ingest.model import TERMINAL_JOB, TERMINAL_SHARD, Failure, JobOptions
@@ -41,7 +43,12 @@ class ShardEnd:
 
 class JobReader:
     """``order`` is the known beginning of the job's shards and only grows at its end; ``complete`` says that it is all.
-    ``ends`` holds the shards that are over, by number; a shard that is tried again leaves it. One thread at a time."""
+    ``ends`` holds the shards that are over, by number; a shard that is tried or fetched again leaves it until it is
+    there, also after the job's end: ``poll`` goes on to tell. One thread at a time.
+
+    All files of the job are held until ``close``, but those of shards that were released; with ``keep`` false, those of
+    the window that ``need`` was given last.
+    """
 
     def __init__(
         self,
@@ -50,6 +57,8 @@ class JobReader:
         store: Store | None,
         restorer: Restorer | None = None,
         leases: Leases | None = None,
+        *,
+        keep: bool = True,
     ) -> None:
         self.order: list[ShardLayout] = []
         self.complete = False
@@ -60,7 +69,8 @@ class JobReader:
         self._stream = EventStream(ledger, job, restorer)
         self._leases = leases
         if leases is not None:
-            leases.keep(job)
+            leases.keep(job, whole=keep)
+        self._window = Window(ledger, job, store, leases)
         self._seen = 0
         self._pending: dict[int, UnitRecord] = {}
         self._before: dict[int, ShardLayout] = {}  # of a job that was lost and put back: what is in ``order`` already
@@ -68,6 +78,7 @@ class JobReader:
     def poll(self, timeout_s: float) -> bool:
         """Wait up to that long for news and take it in; True if there was any. Errors as :meth:`EventStream.poll`."""
         events = self._stream.poll(timeout_s)
+        self._window.renew()
         if not events:
             return False
         over: dict[str, str] = {}
@@ -78,12 +89,13 @@ class JobReader:
             if kind == "lost":
                 self._begin_again()
                 over.clear()
-            if kind == "shard":
+            if kind in {"shard", "there"}:
                 over[n] = event["s"]
-            elif kind == "again":
+            elif kind in {"again", "gone"}:
                 over.pop(n, None)
                 if not n.startswith("p"):
                     self.ends.pop(int(n), None)
+                    self._window.taken_back(int(n))
                 self.complete &= not n.startswith("p")
         shards = [n for n in over if not n.startswith("p")]
         for at in range(0, len(shards), 100):
@@ -100,6 +112,7 @@ class JobReader:
         self._before = {layout.shard: layout for layout in self.order}
         self.ends = {n: end for n, end in self.ends.items() if end.state == "done"}
         self._pending.clear()
+        self._window = self._window.anew()
         self._seen, self.complete = 0, False
 
     def _end(self, n: int, state: str, result: Result) -> ShardEnd:
@@ -147,11 +160,27 @@ class JobReader:
         return self.state in TERMINAL_JOB
 
     def waiting_for(self, shard: int) -> str:
-        """What that shard waits for, as a sentence for a person."""
+        """What that shard waits for, as a sentence for a person: its place in which queue, until when and why, for
+        whose space, on which worker and at what rate it comes, or who is not there to take it."""
         (record,) = self._ledger.units(self.job, [str(shard)])
         if record is None:
             return f"shard {self.job}.{shard} is not planned yet"
-        return describe(record, self._ledger.now_ms())
+        return why(self._ledger, record)
+
+    def need(self, shards: Sequence[int]) -> None:
+        """These shards are read now and next: those that are open, then the others, nearest first; some dozens, all of
+        the window each time. What is due among them goes before all that nobody needs; what is delayed keeps its time.
+        What is done and whose files are gone from the store here is fetched again, and leaves ``ends`` until then.
+        With ``keep=False`` their files are held and no others.
+
+        One round trip, unless files are gone. Each file is looked for when its shard comes into the window, see
+        :meth:`doubt`. Raises :class:`LedgerUnavailable`, and :class:`StoreError` where the store is not there.
+        """
+        self._window.move(shards, self.ends)
+
+    def doubt(self, shards: Sequence[int]) -> None:
+        """A file of these was not there when it was opened: the next :meth:`need` looks again."""
+        self._window.doubt(shards)
 
     def release(self, shards: Sequence[int]) -> None:
         """These shards are consumed: their files may be evicted once all who read the job have said so."""
@@ -166,16 +195,3 @@ class JobReader:
         if self._leases is not None:
             self._leases.close()
         self._ledger.close()
-
-
-def describe(record: UnitRecord, now_ms: int) -> str:
-    """One line about a unit: its state, its origin, and why it is not over."""
-    what = f"shard {record.unit} from {record.origin}"
-    why = f": {record.reason}" if record.reason else ""
-    if record.state == "leased":
-        return f"{what} is being fetched by {record.worker}, attempt {record.attempts + 1}{why}"
-    if record.state == "due" and record.due_ms > now_ms:
-        return f"{what} is tried again in {(record.due_ms - now_ms) / 1000:.0f} s{why}"
-    if record.state == "due":
-        return f"{what} waits in queue {record.queue}{why}"
-    return f"{what} is {record.state}{why}"

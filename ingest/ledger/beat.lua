@@ -11,7 +11,9 @@ for at = 10, #ARGV, 2 do
   local unit, fence = ARGV[at], ARGV[at + 1]
   local rec, job, n = load(unit)
   if not holds(rec, fence) then
-    redis.call('HDEL', P .. 'held:' .. worker, unit)
+    -- Another process of this worker may have it by now, under another token.
+    local its = string.match(redis.call('HGET', P .. 'held:' .. worker, unit) or '', '^%S+ (.+)$')
+    if its == fence then redis.call('HDEL', P .. 'held:' .. worker, unit) end
     if (at - 10) / 2 < alive then stop[#stop + 1] = unit end
   elseif (at - 10) / 2 < alive then
     redis.call('ZADD', P .. 'leases', NOW + lease, unit)

@@ -1,5 +1,5 @@
--- claim(worker, pid, max_held, lease_ms, queue, …): the best due unit of the first queue that has one, as
--- {unit, fence, record, spec, options, earlier result, ms since the job was made or retried, why its origin is taken for down} – or "full" when this worker holds max_held already, "unfit", "busy", or nil.
+-- claim(worker, pid, max_held, lease_ms, queue, …): the best due unit of the first queue that has one, what is needed first of all queues, as
+-- {unit, fence, record, spec, options, earlier result, ms since the job was made or retried or this unit's files were gone, why its origin is taken for down} – or "full" when this worker holds max_held already, "unfit", "busy", or nil.
 -- A process holds one unit at most: asking again gives that one again, so a lost reply is harmless.
 local worker, pid, max_held, lease = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local held = P .. 'held:' .. worker
@@ -23,8 +23,25 @@ end
 
 local function handed(unit, rec, job, n, why)
   local meta = redis.call('HMGET', jobkey(job), 'options', 'again', 'created')
-  return {unit, rec.f, cjson.encode(rec), redis.call('HGET', jobkey(job, 'spec'), n), meta[1],
-    redis.call('HGET', jobkey(job, 'done'), n) or '', NOW - tonumber(meta[2] or meta[3]), why or ''}
+  return {unit, rec.f, cjson.encode(rec), redis.call('HGET', jobkey(job, 'spec'), n) or '', meta[1],
+    redis.call('HGET', jobkey(job, 'done'), n) or '', NOW - tonumber(rec.ga or meta[2] or meta[3]), why or ''}
+end
+
+-- The best of a queue; with `ahead`, only what is needed. Where something always is, each sixteenth turn is for the rest: nobody starves.
+local rests = {}
+local function best_of(queue, ahead)
+  local due = P .. 'due:' .. queue
+  local best = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')
+  if not best[1] then return nil end
+  if tonumber(best[2]) >= 0 then
+    if ahead then return nil end
+  elseif not rests[queue] and tonumber(redis.call('GET', P .. 'turns:' .. queue) or '0') >= 15 then
+    rests[queue] = true
+    local rest = redis.call('ZRANGEBYSCORE', due, 0, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    if rest[1] then best = rest end
+  end
+  redis.call('ZREM', due, best[1])
+  return best[1], tonumber(best[2])
 end
 
 local mine = redis.call('HGETALL', held)
@@ -42,43 +59,57 @@ end
 if redis.call('HLEN', held) >= max_held then return 'full' end
 -- A node that says of itself that its store cannot be worked in gets nothing.
 local told = redis.call('GET', P .. 'worker:' .. worker)
-if told and (cjson.decode(told).unfit or '') ~= '' then return 'unfit' end
+local node = told and cjson.decode(told) or {}
+if (node.unfit or '') ~= '' then return 'unfit' end
+local left = node.store and left_for_waiting(node.store)
 -- A job of a hundred thousand shards that is being cancelled, or whose origin is down, is not gone through by one claim: that would
 -- hold up everybody.
 local patience = 200
 mature(100)
-for at = 6, #ARGV do
-  local queue = ARGV[at]
-  while true do
-    local best = redis.call('ZPOPMIN', P .. 'due:' .. queue)
-    if #best == 0 then break end
-    local unit = best[1]
-    local rec, job, n = load(unit)
-    if rec and rec.s == 'due' then
-      local over = cancelled(job)
-      local wait, why = nil, nil
-      if not over then wait, why = down(rec) end
-      if over then
-        settle(unit, job, n, rec, 'cancelled')
-      elseif wait and wait > 0 then
-        rec.nb, rec.er, rec.bo = NOW + wait, why, 1
-        redis.call('ZADD', P .. 'delayed', rec.nb, unit)
-        save(job, n, rec)
-      else
-        local vtime = P .. 'vtime:' .. queue
-        if tonumber(best[2]) > tonumber(redis.call('GET', vtime) or '0') then redis.call('SET', vtime, best[2]) end
-        rec.re = rec.f and 1 or nil
-        -- The clock beside the counter: a ledger that was flushed, or restored from an older file, counts anew.
-        rec.f = CLOCK[1] .. '.' .. CLOCK[2] .. '-' .. string.format('%d', redis.call('INCR', P .. 'fence'))
-        rec.w, rec.x, rec.xw, rec.bo, rec.wk = worker, nil, nil, nil, nil
-        set_state(job, n, rec, 'leased')
-        save(job, n, rec)
-        redis.call('ZADD', P .. 'leases', NOW + lease, unit)
-        redis.call('HSET', held, unit, pid .. ' ' .. rec.f)
-        return handed(unit, rec, job, n, why)
+for look = 1, 2 do
+  for at = 6, #ARGV do
+    local queue = ARGV[at]
+    while true do
+      local unit, score = best_of(queue, look == 1)
+      if not unit then break end
+      local rec, job, n = load(unit)
+      if rec and rec.s == 'due' then
+        local over = cancelled(job)
+        local wait, why = nil, nil
+        if not over then wait, why = down(rec) end
+        if over then
+          settle(unit, job, n, rec, 'cancelled')
+        elseif wait and wait > 0 then
+          rec.nb, rec.er, rec.bo = NOW + wait, why, 1
+          redis.call('ZADD', P .. 'delayed', rec.nb, unit)
+          save(job, n, rec)
+        elseif left and left <= 0 and can_wait(job, n, rec) then
+          rec.nb, rec.er = NOW + 60000 + NOW * 7919 % 15000, 'waits until it is needed, or there is room: its job is read by a window'
+          wait_short(unit, rec, node.store)
+          redis.call('ZADD', P .. 'delayed', rec.nb, unit)
+          save(job, n, rec)
+        else
+          local vtime, turns = P .. 'vtime:' .. queue, P .. 'turns:' .. queue
+          if score > tonumber(redis.call('GET', vtime) or '0') then redis.call('SET', vtime, score) end
+          if score < 0 then
+            redis.call('INCR', turns)
+            redis.call('PEXPIRE', turns, 600000)
+          else
+            redis.call('DEL', turns)
+          end
+          rec.re = rec.f and 1 or nil
+          -- The clock beside the counter: a ledger that was flushed, or restored from an older file, counts anew.
+          rec.f = CLOCK[1] .. '.' .. CLOCK[2] .. '-' .. string.format('%d', redis.call('INCR', P .. 'fence'))
+          rec.w, rec.x, rec.xw, rec.bo, rec.wk = worker, nil, nil, nil, nil
+          set_state(job, n, rec, 'leased')
+          save(job, n, rec)
+          redis.call('ZADD', P .. 'leases', NOW + lease, unit)
+          redis.call('HSET', held, unit, pid .. ' ' .. rec.f)
+          return handed(unit, rec, job, n, why)
+        end
+        patience = patience - 1
+        if patience == 0 then return 'busy' end
       end
-      patience = patience - 1
-      if patience == 0 then return 'busy' end
     end
   end
 end

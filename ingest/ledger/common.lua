@@ -6,6 +6,7 @@
 --   x, xw process and worker of a lease that ran out   bo 1: backs off from an origin   wk 1: what it waited for has landed
 --   hw bytes that were here when an attempt began, the most so far   re 1: it was claimed before
 --   pc 1: it belongs to the picture of its source, see pictures.lua   an how often its end was taken back
+--   gn 1: it was over, and is fetched again since files of it are gone from a store   ga since when (ms)   nd, nq, nr, nt see due.lua
 --   sp the store in which it has reserved space   sh the one in which it waits for space
 -- Times are Redis's own, in milliseconds. Keys are built here, so this ledger lives in one Redis, not in a cluster.
 local P = ARGV[1]

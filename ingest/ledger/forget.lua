@@ -2,8 +2,8 @@
 -- stay in the stores. Returns whether it went.
 local job = ARGV[2]
 if not redis.call('ZSCORE', P .. 'expire', job) then return 0 end
-if tonumber(redis.call('ZSCORE', P .. 'reading', job) or '0') > NOW then
-  redis.call('ZADD', P .. 'expire', NOW + 60000, job) -- somebody still reads it
+if tonumber(redis.call('ZSCORE', P .. 'reading', job) or '0') > NOW or tonumber(redis.call('HGET', jobkey(job), 'gone') or '0') > 0 then
+  redis.call('ZADD', P .. 'expire', NOW + 60000, job) -- somebody still reads it, or something of it is fetched again
   return 0
 end
 local key = redis.call('HGET', jobkey(job), 'key')

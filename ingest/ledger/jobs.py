@@ -42,7 +42,8 @@ class NewUnit(NamedTuple):
 
 @dataclass(frozen=True)
 class UnitRecord:
-    """What the ledger keeps of a unit: see ``common.lua``."""
+    """What the ledger keeps of a unit: see ``common.lua``. ``gone``: it was done, and is fetched again since files of
+    it are gone; ``claimed_ms``: when it was leased last; ``need``: how far ahead of a reader it is, if one needs it."""
 
     unit: str
     state: str
@@ -59,6 +60,9 @@ class UnitRecord:
     failed: int
     again: int = 0
     reclaimed: bool = False
+    gone: bool = False
+    claimed_ms: int = 0
+    need: int | None = None
 
     @property
     def number(self) -> str:
@@ -76,7 +80,7 @@ class UnitRecord:
             unit, r["s"], r["q"], int(r["i"]), int(r["p"]), int(r["c"]), r.get("o", ""),
             int(r.get("at", 0)), int(r.get("dl", 0)), r.get("w") or "",
             int(r.get("nb") or 0), r.get("er") or "", int(r.get("ff") or 0), int(r.get("an") or 0),
-            bool(r.get("re")),
+            bool(r.get("re")), bool(r.get("gn")), int((r.get("f") or "0").partition(".")[0]) * 1000, r.get("nd"),
         )  # fmt: skip
 
 
@@ -176,6 +180,17 @@ class JobLedger(SpaceLedger):
         with self.translated():
             return sum(int(v) for v in self.redis.hvals(self.key("job", job, "live")))
 
+    def live_bytes_of(self, unit: str) -> int:
+        job, _, number = unit.rpartition(".")
+        with self.translated():
+            return int(self.redis.hget(self.key("job", job, "live"), number) or 0)
+
+    def place_in_queue(self, record: UnitRecord) -> int | None:
+        """How many units are to be claimed before that one; None where it is not in its queue now."""
+        with self.translated():
+            found = self.redis.zrank(self.key("due", record.queue), record.unit)
+        return None if found is None else int(found)
+
     def units(self, job: str, numbers: Sequence[str]) -> list[UnitRecord | None]:
         if not numbers:
             return []
@@ -209,7 +224,8 @@ class JobLedger(SpaceLedger):
 
         ``k`` is the kind: ``add``, ``sealed``, ``planned``, ``part`` and ``shard`` (with ``n`` and, for shard, its
         state ``s``), ``again`` (a unit is tried again after its end), ``anew`` (what it had does not count any more:
-        its source is read at another moment), ``end`` (the job's state in ``s``).
+        its source is read at another moment), ``end`` (the job's state in ``s``). For readers: ``gone`` (files of a
+        shard that is done are gone, and it is fetched again) and ``there`` (that is over; its state ``s``).
         """
         # A read may not block for longer than the socket's patience.
         block = min(block_ms, 2000) or None

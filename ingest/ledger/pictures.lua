@@ -65,15 +65,11 @@ local function anew(job, i, why, node)
     local unit = job .. '.' .. n
     local rec = load(unit)
     if rec then
-      if rec.s == 'leased' then
-        drop_lease(unit, job, n, rec)
-      elseif rec.s == 'due' then
-        redis.call('ZREM', P .. 'due:' .. rec.q, unit)
-        redis.call('ZREM', P .. 'delayed', unit)
-      else
-        reopen(unit, job, n, rec, 'anew')
-        rec.an = (rec.an or 0) + 1
-      end
+      local over = rec.gn or (rec.s ~= 'leased' and rec.s ~= 'due')
+      if rec.s == 'leased' then drop_lease(unit, job, n, rec) end
+      redis.call('ZREM', P .. 'due:' .. rec.q, unit)
+      redis.call('ZREM', P .. 'delayed', unit)
+      if over then reopen(unit, job, n, rec, 'anew') end
       redis.call('HINCRBY', jobkey(job), 'files_done', 0 - (rec.fd or 0)) -- a mere minus makes "-0", which is no integer
       redis.call('HINCRBY', jobkey(job), 'files_failed', 0 - (rec.ff or 0))
       redis.call('HINCRBY', jobkey(job), 'bytes', string.format('%.0f', 0 - (rec.by or 0)))

@@ -3,7 +3,7 @@
 -- was counted as used. Sums, not steps, so that a repeated call changes nothing. Returns {"ok", granted}, {"lost"}, {"uncounted"} (the
 -- disk is to be counted first), or {"full", missing, why nothing goes, for how many ms}: then the unit is woken when something changes.
 -- Shards of a job get space in its order: else the later ones could fill the store, and who reads and lets go in that order would wait
--- for the first for ever.
+-- for the first for ever. What is needed gets it before all others, the nearest first.
 local unit, fence, store = ARGV[2], ARGV[3], ARGV[4]
 local need, wish, most = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local moved, published = tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -33,23 +33,21 @@ if moved > 0 and need > had then
   moved = math.min(moved, tonumber(redis.call('HGET', key, 'used')))
   add_to(key, 'used', -moved)
 end
+if redis.call('HGET', key, 'most') ~= ARGV[7] then redis.call('HSET', key, 'most', ARGV[7]) end
 local room = most - tonumber(redis.call('HGET', key, 'used')) - tonumber(redis.call('HGET', key, 'res') or '0') + had
-local place = (rec.i or 0) * 67108864 + (rec.p or 0)
+local yields = can_wait(job, n, rec)
+if yields then room = room - most / 10 end
 local first = nil
 if need > had + moved then
-  for _, other in ipairs(redis.call('ZRANGEBYSCORE', P .. 'short:' .. store, '-inf', '(' .. string.format('%.0f', place), 'LIMIT', 0, 50)) do
+  for _, other in ipairs(redis.call('ZRANGEBYSCORE', P .. 'short:' .. store, '-inf', '(' .. space_place(rec), 'LIMIT', 0, 50)) do
     if split(other) == job then first = other break end
   end
 end
 if need > had + moved and (first or need > room) then
   if moved > 0 then add_to(key, 'used', moved) end
-  if rec.sh ~= store then
-    leave_short(unit, rec)
-    rec.sh = store
-    save(job, n, rec)
-  end
-  redis.call('ZADD', P .. 'short:' .. store, string.format('%.0f', place), unit)
-  redis.call('SADD', P .. 'shorts', store)
+  wait_short(unit, rec, store)
+  save(job, n, rec)
+  if yields then return {'full', math.ceil(math.max(1, need - room)), 'its job is read by a window, and nobody needs it yet', 60000} end
   local dry = redis.call('HMGET', key, 'dry', 'dry_till', 'dry_v')
   local is = dry[1] and NOW < tonumber(dry[2]) and dry[3] == (redis.call('GET', P .. 'holders') or '')
   if first then

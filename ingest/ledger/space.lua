@@ -1,5 +1,6 @@
 -- The space of a store is a hash: used, bytes as last counted and published since; r:UNIT what a unit may still write, res the sum of
--- all r; p:UNIT what it has published; add all that units ever added to used; dry, why nothing can be evicted, till when, and as of which holders.
+-- all r; p:UNIT what it has published; add all that units ever added to used; dry, why nothing can be evicted, till when, and as of which holders;
+-- most, how much it may hold.
 local function space(store)
   return P .. 'space:' .. store
 end
@@ -23,4 +24,29 @@ end
 local function leave_short(unit, rec)
   if rec.sh then redis.call('ZREM', P .. 'short:' .. rec.sh, unit) end
   rec.sh = nil
+end
+
+-- Where a unit stands among those that wait for space: what is needed in its order, before the rest in that of its job.
+local function space_place(rec)
+  return string.format('%.0f', needed(rec) and need_score(rec) or (rec.i or 0) * 67108864 + (rec.p or 0))
+end
+
+-- A job that is read by a window has no room but for its window, once the store is full: what nobody needs of it yet waits, and nothing is
+-- evicted for it. Else it would drive out what is there for what comes, and that would be needed first, or neither.
+local function can_wait(job, n, rec)
+  return not needed(rec) and not isplan(n) and redis.call('EXISTS', P .. 'windowed:' .. job) == 1
+end
+
+-- A tenth is left to what is needed: an eviction makes a twentieth more room than was asked for, and that is not for those who wait.
+local function left_for_waiting(store)
+  local is = redis.call('HMGET', space(store), 'most', 'used', 'res')
+  if not is[1] or not is[2] then return nil end
+  return tonumber(is[1]) * 0.9 - tonumber(is[2]) - tonumber(is[3] or '0')
+end
+
+local function wait_short(unit, rec, store)
+  if rec.sh ~= store then leave_short(unit, rec) end
+  rec.sh = store
+  redis.call('ZADD', P .. 'short:' .. store, space_place(rec), unit)
+  redis.call('SADD', P .. 'shorts', store)
 end

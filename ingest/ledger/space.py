@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -49,11 +49,21 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Holder:
-    """A job whose files stay, all but those of the shards that every reader has ``released``, and ``why``."""
+    """A job whose files stay, and ``why``: those of the shards in ``only`` where it is read by windows; else all but
+    those of the shards that every reader has ``released``."""
 
     job: str
     why: str
     released: frozenset[str] = frozenset()
+    only: frozenset[str] | None = None
+
+
+class Needed(NamedTuple):
+    """What became of a window: ``queues`` to ring for, and the shards of it that are not held (``loose``), since one
+    that is needed before them waits for space."""
+
+    queues: list[str]
+    loose: list[int]
 
 
 class SpaceLedger(Ledger):
@@ -121,6 +131,25 @@ class SpaceLedger(Ledger):
         if jobs:
             self.run("read", reader, int(ttl_s * 1000), *jobs)
 
+    def need(
+        self,
+        job: str,
+        reader: str,
+        shards: Sequence[int],
+        *,
+        holds: str = "",
+        gone: Mapping[int, int] | None = None,
+        queue: str = "",
+        ttl_s: float = READER_TTL_S,
+    ) -> Needed:
+        """These shards, nearest first, are what a reader needs now, for ``ttl_s``; see ``need.lua``. It ``holds``
+        the files of its ``window``, of ``all`` of the job, or none (""). ``gone``: shards of them of which files are
+        gone though they are done, and how often their end was taken back by then; they are fetched from ``queue``."""
+        pairs = [value for pair in (gone or {}).items() for value in pair]
+        args = (int(ttl_s * 1000), holds, queue, len(gone or {}), *pairs, *shards)
+        queues, loose = self.run("need", job, reader, *args)
+        return Needed(sorted(set(map(text, queues))), [int(n) for n in loose])
+
     def release(self, job: str, reader: str, shards: Sequence[int]) -> None:
         """A reader has done with these shards: what all readers of the job released may go. Without a lease of that
         reader nothing happens."""
@@ -160,13 +189,28 @@ class SpaceLedger(Ledger):
         name = f"job {job} ({options['name']})" if options.get("name") else f"job {job}"
         running = ended == math.inf
         if readers:
-            sets = [
-                {text(n) for n in self.redis.smembers(self.key("released", f"{job}:{reader}"))} for reader in readers
-            ]
             said = f"{name}, which {len(readers)} process{'es' * (len(readers) > 1)} read{'s' * (len(readers) == 1)}"
-            return Holder(job, said, frozenset.intersection(*map(frozenset, sets)))
+            return Holder(job, said, *self._held(job, readers))
         if ended is None or not meta[0] or options.get("into"):
             return None
         if running:
             return Holder(job, f"{name}, which is not over and which nobody reads")
         return None if meta[1] else Holder(job, f"{name}, which has just ended")
+
+    def _held(self, job: str, readers: list[str]) -> tuple[frozenset[str], frozenset[str] | None]:
+        """What readers let go, and what they hold instead of all the rest, see :class:`Holder`."""
+        pipe = self.redis.pipeline(transaction=False)
+        for reader in readers:
+            pipe.smembers(self.key("released", f"{job}:{reader}"))
+            pipe.hgetall(self.key("window", f"{job}:{reader}"))
+        found = pipe.execute()
+        held: set[str] = set()
+        released: list[frozenset[str]] = []
+        for gone, window in zip(found[::2], found[1::2], strict=True):
+            if window.pop(b"-", b"") == b"window":
+                held |= {text(n) for n, is_held in window.items() if is_held == b"1"}
+            else:
+                released.append(frozenset(map(text, gone)))
+        if not released:
+            return frozenset(), frozenset(held)
+        return frozenset.intersection(*released) - held, None

@@ -39,10 +39,10 @@ local function settle(unit, job, n, rec, state)
   redis.call('ZREM', P .. 'due:' .. rec.q, unit)
   redis.call('ZREM', P .. 'delayed', unit)
   set_state(job, n, rec, state)
+  local again = rec.gn
+  rec.gn, rec.ga, rec.nd, rec.nq, rec.nr, rec.nt = nil, nil, nil, nil, nil, nil
   save(job, n, rec)
-  -- Nobody asks again what was in it; only a picture may have to be taken anew.
-  if state == 'done' and not rec.pc and (rec.ff or 0) == 0 then redis.call('HDEL', jobkey(job, 'spec'), n) end
-  redis.call('HINCRBY', jobkey(job), 'open', -1)
+  if again then redis.call('HINCRBY', jobkey(job), 'gone', -1) else redis.call('HINCRBY', jobkey(job), 'open', -1) end
   if isplan(n) then redis.call('HINCRBY', jobkey(job), 'plans', -1) end
   if state == 'cancelled' then
     redis.call('HINCRBY', jobkey(job), 'stopped', 1)
@@ -50,15 +50,45 @@ local function settle(unit, job, n, rec, state)
     redis.call('HINCRBY', jobkey(job), 'failed', 1)
   end
   if not isplan(n) then redis.call('ZADD', P .. 'outbox', NOW, unit) end
-  if rec.pc then leave_picture(job, rec.i, state) end
-  event(job, 'shard', n, state)
-  finish_if_over(job)
+  event(job, again and 'there' or 'shard', n, state)
+  if not again then
+    if rec.pc then leave_picture(job, rec.i, state) end
+    return finish_if_over(job)
+  end
+  if state == 'done' then return end
+  if rec.pc then redis.call('HINCRBY', picture(job, rec.i), 'bad', 1) end
+  if redis.call('HGET', jobkey(job), 'state') == 'done' then -- all of it had arrived, and not all of it can be had any more
+    redis.call('HSET', jobkey(job), 'state', 'failed')
+    event(job, 'end', '', 'failed')
+  end
+end
+
+-- A shard that is done, and of which files are gone from a reader's store, is fetched again, there. Its job stays what it is: all of it
+-- has arrived once. So who waits for the job or takes its files as they come hears nothing of it; `gone` and `there` are for readers.
+local function fetch_again(unit, job, n, rec, queue)
+  redis.call('HINCRBY', jobkey(job), 'gone', 1)
+  redis.call('ZREM', P .. 'outbox', unit)
+  set_state(job, n, rec, 'due')
+  rec.gn, rec.ga, rec.an = 1, NOW, (rec.an or 0) + 1
+  rec.at, rec.dl, rec.er = 0, 0, 'files of it are gone from the store'
+  -- Who held it before has nothing to say any more.
+  rec.w, rec.f, rec.x, rec.xw, rec.bo, rec.wk, rec.hw = nil, nil, nil, nil, nil, nil, nil
+  if queue ~= '' then rec.q = queue end
+  push_back(unit, rec)
+  save(job, n, rec)
+  event(job, 'gone', n)
 end
 
 -- The opposite of settle, as far as the job's numbers go: a unit that was over is to be done again.
 local function reopen(unit, job, n, rec, why)
+  local again = rec.gn
+  rec.an = (rec.an or 0) + 1
   redis.call('HINCRBY', jobkey(job), 'open', 1)
-  if rec.s == 'cancelled' then
+  if again then -- it was done, and now it is not done at all
+    redis.call('HINCRBY', jobkey(job), 'gone', -1)
+    rec.gn, rec.ga = nil, nil
+    event(job, 'there', n, 'done')
+  elseif rec.s == 'cancelled' then
     redis.call('HINCRBY', jobkey(job), 'stopped', -1)
   elseif rec.s ~= 'done' then
     redis.call('HINCRBY', jobkey(job), 'failed', -1)
@@ -66,7 +96,7 @@ local function reopen(unit, job, n, rec, why)
   if isplan(n) then redis.call('HINCRBY', jobkey(job), 'plans', 1) end
   if rec.pc then
     redis.call('HINCRBY', picture(job, rec.i), 'op', 1)
-    if rec.s ~= 'done' then redis.call('HINCRBY', picture(job, rec.i), 'bad', -1) end
+    if rec.s ~= 'done' and not again then redis.call('HINCRBY', picture(job, rec.i), 'bad', -1) end
   end
   redis.call('ZREM', P .. 'outbox', unit)
   event(job, 'again', n, why)
@@ -131,9 +161,15 @@ end
 -- Some of those that wait for space in a store may look: the first of their jobs, and some others, as the first may want more than there
 -- is. They wait until they have it.
 local function nudge(store, most)
+  local left = left_for_waiting(store)
   for _, at in ipairs({0, NOW % math.max(1, redis.call('ZCARD', P .. 'short:' .. store))}) do
     for _, unit in ipairs(redis.call('ZRANGE', P .. 'short:' .. store, at, at + most - 1)) do
-      if load(unit) then wake(unit) else redis.call('ZREM', P .. 'short:' .. store, unit) end
+      local rec, job, n = load(unit)
+      if not rec then
+        redis.call('ZREM', P .. 'short:' .. store, unit)
+      elseif not left or left > 0 or not can_wait(job, n, rec) then
+        wake(unit)
+      end
     end
   end
   if redis.call('EXISTS', P .. 'short:' .. store) == 0 then redis.call('SREM', P .. 'shorts', store) end
@@ -143,6 +179,20 @@ end
 function holders_changed()
   redis.call('INCR', P .. 'holders')
   for _, store in ipairs(redis.call('SMEMBERS', P .. 'shorts')) do nudge(store, 16) end
+end
+
+-- A process reads a job, and holds its files for another ttl_ms: all but those that it released; or of its window, see need.lua.
+local function reads(job, reader, ttl)
+  local readers = P .. 'readers:' .. job
+  if redis.call('ZADD', readers, NOW + ttl, reader) == 1 then
+    redis.call('INCR', P .. 'holders')
+    redis.call('INCR', P .. 'comers') -- whoever evicts is to know: more is held than it found
+    if redis.call('EXISTS', jobkey(job)) == 1 then redis.call('HSET', jobkey(job), 'read', 1) end
+  end
+  redis.call('ZADD', P .. 'reading', NOW + ttl, job)
+  redis.call('PEXPIRE', readers, 86400000)
+  redis.call('PEXPIRE', P .. 'released:' .. job .. ':' .. reader, ttl * 4)
+  redis.call('PEXPIRE', P .. 'window:' .. job .. ':' .. reader, ttl * 4)
 end
 
 -- What this unit was fetching is no longer in flight. Of the keys that it names, those in another's flight are left alone.

@@ -246,11 +246,6 @@ class WorkLedger(PictureLedger):
     def move(self, origin: str, target: str, limit: int = 200) -> int:
         return int(self.run("move", origin, target, limit))
 
-    def live_bytes_of(self, unit: str) -> int:
-        job, _, number = unit.rpartition(".")
-        with self.translated():
-            return int(self.redis.hget(self.key("job", job, "live"), number) or 0)
-
 
 def _plain(reason: str) -> str:
     """Fit for a record: a file name that is not UTF-8 may be in it."""

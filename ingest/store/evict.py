@@ -18,6 +18,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ingest.store.layout import read_record, scan
@@ -87,10 +88,13 @@ def _mark(path: str) -> int | None:
         return None
 
 
-def manifest_files(store: Store, job: str, without: frozenset[str] = frozenset()) -> Iterator[tuple[str, str, int]]:
-    """(shard, path, size) of the files of a job in this store, by its manifests on disk, without those shards. A shard
-    whose manifest is there but has no files comes once, with an empty path."""
-    for path in scan(store.manifest_path(job, "0").parent):
+def manifest_files(
+    store: Store, job: str, without: frozenset[str] = frozenset(), only: frozenset[str] | None = None
+) -> Iterator[tuple[str, str, int]]:
+    """(shard, path, size) of the files of a job in this store, by its manifests on disk, without those shards, or of
+    those ``only``. A shard whose manifest is there but has no files comes once, with an empty path."""
+    some = scan(store.manifest_path(job, "0").parent) if only is None else map(partial(store.manifest_path, job), only)
+    for path in some:
         shard = path.stem
         if path.suffix != ".json" or shard in without or shard == "all":
             continue

@@ -81,6 +81,15 @@ class Store:
         except (OSError, StoreError):
             return None
 
+    def check(self) -> None:
+        """Raises :class:`StoreError` where the store is not there (any more): a mount that is gone, another store."""
+        try:
+            found = _identity(self.root / "STORE_ID")
+        except OSError as error:
+            raise StoreError(str(self.root), f"is not there: {error.strerror}; is it mounted?") from error
+        if found != self.id:
+            raise StoreError(str(self.root), f"is another store by now: {found}, and was {self.id}")
+
     @staticmethod
     def key(spec: FileSpec, steps: Sequence[Any] = ()) -> str:
         """The identity of a source here, and of what ``steps`` make of it."""

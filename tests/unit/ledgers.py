@@ -21,7 +21,7 @@ DEATHS = 3  # after so many a unit is quarantined
 
 def connect(url: str) -> WorkLedger:
     """The ledger of a Redis that this empties."""
-    ledger = WorkLedger(Settings(ledger_url=url, retry=Retry(deliveries=DEATHS)))
+    ledger = WorkLedger(Settings(ledger_url=url, broker_url=url, result_url=url, retry=Retry(deliveries=DEATHS)))
     ledger.redis.flushdb()
     return ledger
 
@@ -98,6 +98,8 @@ def check(ledger: WorkLedger, *jobs: str) -> None:
     redis, key = ledger.redis, ledger.key
     where: Counter[str] = Counter()
     due = {text(q): redis.zrange(q, 0, -1) for q in redis.scan_iter(key("due", "*"))}
+    scores = {text(u): s for q in due for u, s in redis.zrange(q, 0, -1, withscores=True)}
+    now = ledger.now_ms()
     for units in due.values():
         where.update(map(text, units))
     delayed, leases = (set(map(text, redis.zrange(key(name), 0, -1))) for name in ("delayed", "leases"))
@@ -117,6 +119,9 @@ def check(ledger: WorkLedger, *jobs: str) -> None:
             assert not places[0] or unit.encode() in due[key("due", record.queue)], f"{unit} is in another queue"
             if record.state == "leased":
                 assert held[unit] == record.worker
+        for n, r in raw.items():
+            if r.get("nt", 0) > now and (unit := f"{job}.{n}") in scores:
+                assert scores[unit] == (r["nd"] << 40) + r["nq"] - (1 << 52), f"{unit} is needed, and not where it is"
         _check_job(ledger, job, meta, raw)
     assert set(where) | delayed | leases | set(held) <= seen, "something is due or leased that no job has"
 
@@ -126,8 +131,10 @@ def _check_job(ledger: WorkLedger, job: str, meta: dict[str, str], raw: dict[str
     real = Counter(s for n, s in states.items() if not n.startswith("p"))
     told = {k[2:]: int(v) for k, v in meta.items() if k.startswith("c:") and v != "0"}
     assert told == dict(real), "counts of states"
-    open_units = [n for n, s in states.items() if s not in TERMINAL_SHARD]
-    assert int(meta["open"]) == len(open_units)
+    gone = {n for n, record in raw.items() if "gn" in record}
+    assert int(meta.get("gone", 0)) == len(gone) and all(states[n] not in TERMINAL_SHARD for n in gone)
+    open_units = [n for n, s in states.items() if s not in TERMINAL_SHARD and n not in gone]
+    assert int(meta["open"]) == len(open_units), "what is fetched again was over once"
     assert int(meta["plans"]) == sum(n.startswith("p") for n in open_units)
     assert int(meta["failed"]) == sum(s in {"failed", "quarantined"} for s in states.values())
     if "error" not in meta:
@@ -138,12 +145,17 @@ def _check_job(ledger: WorkLedger, job: str, meta: dict[str, str], raw: dict[str
         f"{meta['state']} with {len(open_units)} open"
     )
     events = happened(ledger, job)
-    ends, again = (Counter(n for k, n, _ in events if k == kind) for kind in ("shard", "again"))
+    kinds = ("shard", "there", "again", "gone")
+    ends, there, again, went = (Counter(n for k, n, _ in events if k == kind) for kind in kinds)
     for n, s in states.items():
-        assert ends[n] - again[n] == (s in TERMINAL_SHARD), f"events of {job}.{n}"
-    kinds = [k for k, _, _ in events if k in {"shard", "again", "end"}]
-    assert (meta["state"] in TERMINAL_JOB) == (kinds[-1:] == ["end"]), f"the end is said last: {kinds}"
-    assert all((a, b) != ("end", "end") for a, b in pairwise(kinds)), f"and once: {kinds}"
+        assert ends[n] - again[n] == (s in TERMINAL_SHARD or n in gone), f"events of {job}.{n}"
+        assert went[n] - there[n] == (n in gone), f"events of {job}.{n}"
+        assert went[n] + again[n] == raw[n].get("an", 0), "how often its end was taken back"
+    ended = [(k, s if k == "end" else "") for k, _, s in events if k in {"shard", "again", "end"}]
+    assert (meta["state"] in TERMINAL_JOB) == (ended[-1:] == [("end", meta["state"])]), f"the end is said last: {ended}"
+    # Twice only where something of it was gone afterwards, and could not be had again.
+    twice = [(a[1], b[1]) for a, b in pairwise(ended) if a[0] == b[0] == "end"]
+    assert set(twice) <= {("done", "failed")}, f"and once: {ended}"
     expires = ledger.redis.zscore(ledger.key("expire"), job) is not None
     assert expires == (meta["state"] in TERMINAL_JOB) == ("finished" in meta)
     live = {text(n) for n in ledger.redis.hkeys(ledger.key("job", job, "live"))}

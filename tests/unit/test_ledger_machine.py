@@ -48,6 +48,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.last: dict[str, Claim] = {}
         self.ended: dict[str, str] = {}
         self.planned: dict[str, int] = {}
+        self.names = 0
 
     def teardown(self) -> None:
         self.ledger.close()
@@ -62,15 +63,20 @@ class LedgerMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         """Two jobs with work, so that no example is spent on getting to some."""
         for queue in QUEUES:
-            job, _ = self.ledger.create(JobOptions(), None)
+            job, _ = self.ledger.create(JobOptions(), None, self._name())
             self.ledger.add(job, "", 0, 0, shards(0, 2, queue=queue))
             self.ledger.seal(job)
             self.jobs.append(job)
 
+    def _name(self) -> str:
+        """Units that are equally good are claimed by their names: the same steps are to do the same."""
+        self.names += 1
+        return f"j{self.names}"
+
     @precondition(lambda self: len(self.jobs) < 3)
     @rule(key=st.sampled_from(["", "a", "b"]), second=st.booleans())
     def create(self, key: str, second: bool) -> None:
-        job, fresh = (self.other if second else self.ledger).create(JobOptions(), key or None)
+        job, fresh = (self.other if second else self.ledger).create(JobOptions(), key or None, self._name())
         if job not in self.jobs:
             assert fresh
             self.jobs.append(job)
@@ -121,16 +127,75 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.jobs)
     @rule(which=ANY)
     def forget(self, which: int) -> None:
-        """A job that is not over stays."""
+        """A job that is not over stays, and one that is read, or of which something is fetched again."""
         job = self.jobs[which % len(self.jobs)]
-        over = self.ledger.meta(job)["state"] in TERMINAL_JOB
+        meta = self.ledger.meta(job)
+        read = (self.ledger.redis.zscore(self.ledger.key("reading"), job) or 0) > self.ledger.now_ms()
+        over = meta["state"] in TERMINAL_JOB and not read and meta.get("gone", "0") == "0"
         self.ledger.forget(job)
         assert bool(self.ledger.redis.exists(self.ledger.key("job", job))) != over
         if over:
             self.jobs.remove(job)
             self.open = [o for o in self.open if o != job]
 
+    # Readers
+
+    @precondition(lambda self: self.jobs)
+    @rule(
+        which=ANY,
+        reader=st.sampled_from(["r1", "r2"]),
+        window=st.lists(st.integers(0, 3), max_size=4, unique=True),
+        holds=st.sampled_from(["window", "window", "all", ""]),
+        gone=st.sets(st.integers(0, 3)),
+        late=st.booleans(),
+    )
+    def need(self, which: int, reader: str, window: list[int], holds: str, gone: set[int], late: bool) -> None:
+        """Files of what is in ``gone`` are not there any more; ``late``: what the reader knows of it is old."""
+        job = self.jobs[which % len(self.jobs)]
+        before = {r.unit: r for r in self.ledger.all_units(job)}
+        known = {n: before[f"{job}.{n}"].again - late for n in gone if f"{job}.{n}" in before}
+        needed = self.ledger.need(job, reader, window, holds=holds, gone=known)
+        assert set(needed.loose) <= set(window)
+        for unit, record in before.items():
+            n, now = int(record.number.lstrip("p")), state(self.ledger, unit)
+            if now != record.state:
+                assert (record.state, now) == ("done", "due") and n in set(window) & gone and not late
+                assert not record.is_plan and self.ledger.meta(job).get("cancelled") != "1"
+                self.last.pop(unit, None)
+                self.ended.pop(unit, None)
+
+    @rule(worker=st.sampled_from(WORKERS), again=st.sampled_from(WORKERS))
+    def lose(self, worker: str, again: str) -> None:
+        """A shard arrives and is evicted, a reader finds out, and somebody takes what there is."""
+        self.claim(worker, f"{len(self.claims)}:8", planning=False)
+        work = self.claims[-1] if self.claims else None
+        if work is None or work.unit in self.ended or not self.ledger.commit(work, "done", done(), KEYS).ok:
+            return
+        self.ended[work.unit] = state(self.ledger, work.unit)
+        if self.ended[work.unit] != "done" or work.is_plan:  # its job is being cancelled
+            return
+        n = int(work.number)
+        self.need(self.jobs.index(work.job), "r1", [n], "window", {n}, late=False)
+        self.claim(again, f"{len(self.claims)}:8", planning=False)
+
+    @precondition(lambda self: self.jobs)
+    @rule(reader=st.sampled_from(["r1", "r2"]))
+    def leave(self, reader: str) -> None:
+        self.other.read(reader, self.jobs, 0)
+
     # Workers
+
+    @precondition(lambda self: self.claims)
+    @rule(which=ANY, size=st.sampled_from([10, 400, 900]), used=st.sampled_from([None, 0, 950]))
+    def reserve(self, which: int, size: int, used: int | None) -> None:
+        """Space in a store of 1000 bytes, of which somebody may have counted anew how many are used."""
+        work = self._some(which)
+        if used is not None:
+            self.ledger.counted("s1", used, 1 << 40, [])
+        grant = self.ledger.reserve(work.unit, work.fence, "s1", size, most=1000)
+        assert self._is_last(work) or grant.answer == "lost"
+        if grant.answer == "full" and which % 3:
+            self.ledger.back(work, 60, False, "NoRoom: waits", None, ())
 
     @rule(worker=st.sampled_from(WORKERS), pid=st.sampled_from(["1:1", "2:1"]), planning=st.booleans())
     def claim(self, worker: str, pid: str, planning: bool) -> None:

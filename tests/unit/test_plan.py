@@ -262,14 +262,15 @@ def test_a_planner_that_looks_too_early_adds_nothing(world: World) -> None:
     assert len(world.listed(job)) == 200 and world.ledger.meta(job)["retries"] == "0"
 
 
-def test_a_shard_that_is_done_leaves_its_list_of_files(world: World) -> None:
+def test_the_list_of_files_of_a_shard_stays_as_long_as_its_job(world: World) -> None:
+    """What is done is fetched again when it was evicted and a reader needs it."""
     job = world.submit(Manifest(world.put("list.txt", *uris(3))))
     world.plan()
     for end in ("done", "failed"):
         work = claim(world.ledger, pid="2:2", queues=(FETCH_QUEUE,))
         world.ledger.commit(work, end, work.earlier, ())
     kept = {text(n) for n in world.ledger.redis.hkeys(world.ledger.key("job", job, "spec"))}
-    assert kept == {"1", "2"}
+    assert kept == {"p0", "0", "1", "2"}
 
 
 # -- cutting -----------------------------------------------------------------------------------------------------------

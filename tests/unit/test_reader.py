@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from ingest.client.reader import JobReader, ShardLayout, describe
-from ingest.errors import NotLocalError, UnknownJob
+from ingest.client.lease import Leases
+from ingest.client.reader import JobReader, ShardLayout
+from ingest.client.waiting import describe
+from ingest.errors import NotLocalError, StoreError, UnknownJob, UsageError
 from ingest.ledger import Claim, JobLedger, Result, WorkLedger
-from ingest.model import FileSpec, JobOptions
+from ingest.model import FileRecord, FileSpec, JobOptions
 from ingest.sections import StoreLimits
 from ingest.store import Store
 from tests.unit.ledgers import PLANS, QUEUE, done, expire, failed, plan, shards, submit
@@ -208,12 +211,16 @@ class TestWaiting:
     def test_what_it_waits_for_as_a_sentence(self, ledger: WorkLedger, read: Open) -> None:
         job = submit(ledger, 1)
         reader = read(job)
-        assert reader.waiting_for(0) == f"shard {job}.0 from https://host waits in queue {QUEUE}"
+        said = reader.waiting_for(0)
+        assert (
+            said
+            == f"shard {job}.0 from https://host waits in queue {QUEUE}; it is the next there; no data node is alive"
+        )
         assert "is not planned yet" in reader.waiting_for(7)
         work = ledger.claim("w1", "1:1", 9, [QUEUE])
         assert work is not None and "is being fetched by w1, attempt 1" in reader.waiting_for(0)
         ledger.back(work, 30, True, "FetchTimeout: no data", None, ())
-        assert "is tried again in 30 s: FetchTimeout: no data" in reader.waiting_for(0)
+        assert re.search("is tried again in (29|30) s: FetchTimeout: no data", reader.waiting_for(0))
         ledger.redis.zadd(ledger.key("delayed"), {work.unit: 1})
         work = ledger.claim("w1", "1:1", 9, [QUEUE])
         assert work is not None
@@ -222,6 +229,151 @@ class TestWaiting:
         ledger.sweep("cancel", job)
         (record,) = ledger.units(job, ["0"])
         assert record and "is cancelled" in describe(record, 0)
+
+    def test_where_it_stands_at_what_rate_it_comes_and_who_is_not_there(self, ledger: WorkLedger, read: Open) -> None:
+        job = submit(ledger, 9, queue=f"{QUEUE}.n7")
+        reader = read(job)
+        info = {"node": "n1", "store": "s1", "slots": 2, "connections": [], "version": "1", "free_bytes": 1, "pid": 1}
+        ledger.beat("w1", info, [], [])
+        assert reader.waiting_for(3).endswith(f"waits in queue {QUEUE}.n7; 3 are before it there; node n7 is not alive")
+        reader.need([8, 3])
+        assert "; 1 is before it there" in reader.waiting_for(3)
+        ledger.beat("w7", {**info, "node": "n7", "unfit": "its disk is full"}, [], [])
+        assert "; node n7 is unfit: its disk is full" in reader.waiting_for(3)
+        work = ledger.claim("w1", "1:1", 9, [f"{QUEUE}.n7"])
+        assert work is not None and work.number == "8"
+        ledger.progress(work, 3_000_000)
+        said = reader.waiting_for(8)
+        assert re.search(r"is being fetched by w1, attempt 1; 3\.0 MB in \d+ s, [\d.]+ [kM]B/s$", said), said
+        ledger.back(
+            work, 30, False, "NoRoom: waits for 1.0 MB in the store of node n7; held are 2 B by job j1", None, ()
+        )
+        assert "held are 2 B by job j1" in reader.waiting_for(8)
+
+
+class TestWindow:
+    """A reader on the node where the files are, with a real store."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Store:
+        return Store.open(StoreLimits(tmp_path / "store", fsync=False))
+
+    def job(self, ledger: WorkLedger, store: Store, shards: int = 3) -> str:
+        """All of it has landed; each file holds the number of its shard."""
+        info = {"node": "n1", "store": store.id, "slots": 2, "connections": [], "version": "1", "free_bytes": 1, "pid": 1}
+        ledger.beat("w", info, [], [])
+        job = submit(ledger, shards)
+        for n in range(shards):
+            work = ledger.claim("w", f"{n}:1", 9, [QUEUE])
+            assert work is not None
+            ledger.commit(work, "done", Result((self.put(store, n),)), ())
+        return job
+
+    def put(self, store: Store, n: int) -> FileRecord:
+        path = store.root / f"data/00/{'0' * 39}{n}/v/f"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(n))
+        return FileRecord(
+            0, n, f"https://host/{n}-0", str(path.relative_to(store.root)), 1, "sha256:aa", store.id, "n1", "v"
+        )
+
+    def file(self, store: Store, n: int) -> Path:
+        return store.root / f"data/00/{'0' * 39}{n}/v/f"
+
+    def test_what_is_gone_is_fetched_again_and_read(self, ledger: WorkLedger, read: Open, store: Store) -> None:
+        job = self.job(ledger, store)
+        reader, other = (drain(read(job, store=store)) for _ in range(2))
+        self.file(store, 1).unlink()
+        self.file(store, 2).write_text("2 and more")
+        for each in (reader, other):
+            each.need([0, 1, 2])
+        assert sorted(drain(reader).ends) == [0] and reader.state == "done" and reader.over
+        works = [ledger.claim("w", f"{n}:2", 9, [QUEUE]) for n in range(3)]
+        assert [work and work.number for work in works] == ["1", "2", None]
+        reader.need([0, 1, 2])
+        for n, work in enumerate(works[:2], 1):
+            assert work is not None
+            ledger.commit(work, "done", Result((self.put(store, n),)), ())
+        other.need([0, 1, 2])  # which has not heard of it yet
+        assert ledger.claim("w", "9:2", 9, [QUEUE]) is None
+        assert [drain(each).ends[n].files[0].path.read_text() for each in (reader, other) for n in range(3)] == [
+            *"012",
+            *"012",
+        ]
+
+    def test_files_are_looked_for_when_they_come_into_the_window_and_when_they_are_doubted(
+        self, ledger: WorkLedger, read: Open, store: Store
+    ) -> None:
+        reader = drain(read(self.job(ledger, store), store=store))
+        reader.need([0])
+        self.file(store, 0).unlink()
+        reader.need([0, 1])
+        assert drain(reader).ends.keys() == {0, 1, 2}
+        reader.doubt([0])
+        reader.need([0, 1])
+        assert drain(reader).ends.keys() == {1, 2}
+        self.file(store, 1).unlink()
+        reader.need([2])
+        reader.need([1, 2])
+        assert drain(reader).ends.keys() == {2}
+
+    def test_a_store_that_is_not_mounted_is_an_error_and_nothing_is_fetched(
+        self, ledger: WorkLedger, read: Open, store: Store, tmp_path: Path
+    ) -> None:
+        job = self.job(ledger, store)
+        reader, far = drain(read(job, store=store)), drain(read(job, store=Store.open(StoreLimits(tmp_path / "other"))))
+        far.need([0, 1, 2])  # they are in another store than the one here
+        store.root.rename(tmp_path / "away")
+        with pytest.raises(StoreError, match="mounted"):
+            reader.need([0])
+        (store.root / "data").mkdir(parents=True)
+        with pytest.raises(StoreError, match="mounted"):
+            reader.need([0])
+        Store.open(store.limits)
+        with pytest.raises(StoreError, match="another store"):
+            reader.need([0])
+        assert drain(reader).ends.keys() == drain(far).ends.keys() == {0, 1, 2}
+
+    def test_it_goes_to_a_node_that_has_the_store(self, ledger: WorkLedger, read: Open, store: Store) -> None:
+        reader = drain(read(self.job(ledger, store), store=store))
+        info = {"store": "another", "slots": 2, "connections": [], "version": "1", "free_bytes": 1, "pid": 1}
+        ledger.bye("w")
+        ledger.beat("w2", {"node": "n2", **info}, [], [])
+        for n, node in enumerate(("n1", "n3")):
+            self.file(store, n).unlink()
+            reader.need([n])
+            (record,) = ledger.units(reader.job, [str(n)])
+            assert record and record.queue == f"{QUEUE}.{node}"
+            ledger.beat("w3", {"node": "n3", **info, "store": store.id}, [], [])
+
+    def test_a_process_holds_the_windows_of_its_readers_or_all(self, ledger: WorkLedger, store: Store) -> None:
+        job = self.job(ledger, store, 9)
+
+        def held() -> frozenset[str] | None:
+            (holder,) = ledger.holders(0)
+            return holder.only
+
+        made = [
+            JobReader(JobLedger(ledger.settings), job, store, leases=Leases(ledger.settings), keep=False)
+            for _ in range(2)
+        ]
+        assert held() == frozenset()
+        made[0].need([3, 4])
+        made[1].need([8, 3])
+        assert held() == {"3", "4", "8"}
+        whole = Leases(ledger.settings)
+        whole.keep(job)
+        assert held() is None
+        whole.drop(job)
+        assert held() == {"3", "4", "8"}
+        made[0].close()
+        assert held() == {"3", "8"}
+        made[1].close()
+        assert ledger.holders(0) == []
+
+    def test_a_window_is_what_is_read_next(self, ledger: WorkLedger, read: Open) -> None:
+        with pytest.raises(UsageError, match="1000 at most"):
+            read(submit(ledger, 1)).need(range(2000))
 
 
 def test_a_plan_is_told_by_its_number(ledger: WorkLedger) -> None:
