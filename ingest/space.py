@@ -6,6 +6,7 @@ is written than reserved is the ledger's. One process at a time does it for a st
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 import uuid
@@ -31,6 +32,8 @@ YOUNG = "the ledger has just come back, and readers of files there are waited fo
 YOUNG_S = 30.0
 #: For so long nobody looks again, unless a job or a reader comes or goes.
 DRY_S = 15.0
+#: For so long nothing is looked for on behalf of what nobody needs yet.
+_LATER_S = 60.0
 
 
 class Made(NamedTuple):
@@ -73,10 +76,13 @@ def size(count: float) -> str:
 
 
 class Evictor:
-    """Makes room in ``store``. ``check`` is called between steps and may raise, to interrupt."""
+    """Makes room in ``store``. ``check`` is called between steps and may raise, to interrupt. With ``gently`` it is for
+    what nobody needs yet: what jobs that are read by windows have fetched stays, needed or not."""
 
-    def __init__(self, ledger: JobLedger, store: Store, check: Callable[[], None] = lambda: None) -> None:
-        self._ledger, self._store, self._check = ledger, store, check
+    def __init__(
+        self, ledger: JobLedger, store: Store, check: Callable[[], None] = lambda: None, *, gently: bool = False
+    ) -> None:
+        self._ledger, self._store, self._check, self._gently = ledger, store, check, gently
         self._token = uuid.uuid4().hex
         self._step = 0
         self._soon = DRY_S
@@ -138,7 +144,7 @@ class Evictor:
             freed += went
             if (want := missing()) <= 0:
                 return Made(freed, "")
-            if not went:
+            if not went and not self._gently:
                 freed += (went := self._drop(left, want))
                 if went and missing() <= 0:
                     return Made(freed, "")
@@ -161,6 +167,8 @@ class Evictor:
         made = Hold(version=self._holders, comers=self._comers, at=now_ns(self._store))
         for holder in self._ledger.holders(self._store.limits.hold_s):
             held = 0
+            if self._gently and holder.only is not None:
+                holder = dataclasses.replace(holder, only=None)
             seen = set(holder.released)
             for shard, path, count in manifest_files(self._store, holder.job, holder.released, holder.only):
                 seen.add(shard)
@@ -255,7 +263,8 @@ class Evictor:
         self._renewed, self._holders, self._comers = time.monotonic(), turn.holders, turn.comers
 
     def _end(self, why: str = "", version: str = "") -> None:
-        self._ledger.turn(self._store.id, self._token, 0, dry=why, version=version, dry_s=self._soon)
+        dry_s = _LATER_S if self._gently and self._soon == DRY_S else self._soon
+        self._ledger.turn(self._store.id, self._token, 0, dry=why, version=version, dry_s=dry_s, later=self._gently)
 
 
 def _has_manifests(store: Store) -> bool:

@@ -28,7 +28,7 @@ _COUNT_SHARE = 0.02  # of a node's time, at most
 _WAIT_S, _WAIT_EACH_S, _WAIT_MOST_S = 10.0, 0.1, 900.0
 _FEW = 16
 #: That nothing may go from a store, to the good of its disk, was found out just now: when, and why.
-_dry_disks: dict[str, tuple[float, str]] = {}
+_dry_disks: dict[tuple[str, bool], tuple[float, str]] = {}
 _DRY_S = 15.0
 
 
@@ -121,7 +121,7 @@ class Space:
         made = Made(0, grant.why, grant.wait_s)
         try:
             if not grant.why:
-                evictor = Evictor(self._ledger, self.node.store, self._control.check)
+                evictor = Evictor(self._ledger, self.node.store, self._control.check, gently=grant.can_wait)
                 made = evictor.make_room(lambda: self._missing(moved).missing, self.most // 20)
                 if not made.why:
                     return
@@ -176,10 +176,7 @@ class Space:
         store = self.node.store
         if store.free_bytes() >= floor:
             return
-        at, why = _dry_disks.get(store.id, (0.0, ""))
-        if not why or time.monotonic() - at > _DRY_S:
-            why = self._make_room_on_disk(floor)
-            _dry_disks[store.id] = time.monotonic(), why
+        why = self._make_room_on_disk(floor)
         if (free := store.free_bytes()) >= floor:
             return
         raise NoRoom(
@@ -189,12 +186,18 @@ class Space:
         )
 
     def _make_room_on_disk(self, floor: int) -> str:
-        evictor = Evictor(self._ledger, self.node.store, self._control.check)
         slack = min(self.limits.min_free_bytes, 1 << 30) // 4
+        store = self.node.store
         try:
-            return evictor.make_room(lambda: floor - self.node.store.free_bytes(), slack, of_disk=True).why
+            gently = self._ledger.can_wait(self._claim.unit)
+            at, why = _dry_disks.get((store.id, gently), (0.0, ""))
+            if not why or time.monotonic() - at > _DRY_S:
+                evictor = Evictor(self._ledger, store, self._control.check, gently=gently)
+                why = evictor.make_room(lambda: floor - store.free_bytes(), slack, of_disk=True).why
+                _dry_disks[store.id, gently] = time.monotonic(), why
         except LedgerUnavailable:
             return "and without a ledger nobody knows what may go"
+        return why
 
 
 class FileRoom:

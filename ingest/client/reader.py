@@ -104,6 +104,7 @@ class JobReader:
                 self.ends[int(n)] = self._end(int(n), over[n], Result.unpacked(packed))
         if layout:
             self._read_layout()
+        self._leave(self._window.landed([int(n) for n in shards], self.ends))
         self.state = self._stream.ended or ("running" if self.complete else "planning")
         return True
 
@@ -176,7 +177,11 @@ class JobReader:
         One round trip, unless files are gone. Each file is looked for when its shard comes into the window, see
         :meth:`doubt`. Raises :class:`LedgerUnavailable`, and :class:`StoreError` where the store is not there.
         """
-        self._window.move(shards, self.ends)
+        self._leave(self._window.move(shards, self.ends))
+
+    def _leave(self, gone: Sequence[int]) -> None:
+        for shard in gone:
+            self.ends.pop(shard, None)
 
     def doubt(self, shards: Sequence[int]) -> None:
         """A file of these was not there when it was opened: the next :meth:`need` looks again."""

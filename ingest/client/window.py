@@ -6,12 +6,13 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from ingest.client.bells import ring
 from ingest.client.lease import RENEW_S, Leases
-from ingest.errors import LedgerUnavailable, UsageError
+from ingest.errors import LedgerUnavailable, StoreError, UsageError
 from ingest.ledger import JobLedger, fit
 from ingest.ledger.space import Needed
 from ingest.placement import rendezvous
@@ -66,13 +67,31 @@ class Window:
     def doubt(self, shards: Sequence[int]) -> None:
         self._here.difference_update(shards)
 
-    def move(self, shards: Sequence[int], ends: Mapping[int, Ended]) -> None:
-        """See :meth:`JobReader.need`."""
+    def move(self, shards: Sequence[int], ends: Mapping[int, Ended]) -> list[int]:
+        """See :meth:`JobReader.need`. Returns those that are gone."""
         if len(shards) > MOST:
             raise UsageError(f"need() of {len(shards)} shards: a window is what is read next, {MOST} at most")
         self._shards = tuple(dict.fromkeys(shards))
         self._here.intersection_update(self._shards)
         gone = self._find_gone(ends)
+        self._tell(gone, ends)
+        return gone
+
+    def landed(self, shards: Collection[int], ends: Mapping[int, Ended]) -> list[int]:
+        """The reader has just heard that these are over. Returns those of the window that are gone again: it may be
+        long ago that they landed."""
+        gone = []
+        if not set(self._shards).isdisjoint(shards):
+            with suppress(StoreError):  # whoever opens a file hears of it
+                gone = self._find_gone(ends)
+        if gone:
+            try:
+                self._tell(gone, ends)
+            except LedgerUnavailable:
+                return []  # they are looked for again
+        return gone
+
+    def _tell(self, gone: Sequence[int], ends: Mapping[int, Ended]) -> None:
         needed = self._say({n: self._taken_back[n] for n in gone}, self._queue_for(gone, ends))
         self._here.difference_update(needed.loose)
         if needed.queues:

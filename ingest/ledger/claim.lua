@@ -61,7 +61,7 @@ if redis.call('HLEN', held) >= max_held then return 'full' end
 local told = redis.call('GET', P .. 'worker:' .. worker)
 local node = told and cjson.decode(told) or {}
 if (node.unfit or '') ~= '' then return 'unfit' end
-local left = node.store and left_for_waiting(node.store)
+local closed = node.store and is_closed(node.store)
 -- A job of a hundred thousand shards that is being cancelled, or whose origin is down, is not gone through by one claim: that would
 -- hold up everybody.
 local patience = 200
@@ -83,7 +83,7 @@ for look = 1, 2 do
           rec.nb, rec.er, rec.bo = NOW + wait, why, 1
           redis.call('ZADD', P .. 'delayed', rec.nb, unit)
           save(job, n, rec)
-        elseif left and left <= 0 and can_wait(job, n, rec) then
+        elseif closed and can_wait(job, n, rec) then
           rec.nb, rec.er = NOW + 60000 + NOW * 7919 % 15000, 'waits until it is needed, or there is room: its job is read by a window'
           wait_short(unit, rec, node.store)
           redis.call('ZADD', P .. 'delayed', rec.nb, unit)

@@ -1,5 +1,5 @@
--- evict(store, token, seq, freed, ttl_ms, dry, patient, version, dry_ms): hold the right to evict from a store for another ttl_ms (0: give it back), and say
--- that step `seq` freed so many bytes; dry: why no more could be freed, as of that version of the holders, which is true for dry_ms. It only spares the others the same work: what may go is asked of
+-- evict(store, token, seq, freed, ttl_ms, dry, patient, version, dry_ms, later): hold the right to evict from a store for another ttl_ms (0: give it back), and say
+-- that step `seq` freed so many bytes; dry: why no more could be freed, as of that version of the holders, which is true for dry_ms; later: to those who can wait, see space.lua. It only spares the others the same work: what may go is asked of
 -- the jobs, file by file. Returns {"ok", holders, add, comers}, {"busy"}, or {"young", …}: the ledger was
 -- wiped (patient 1: there were jobs here before) or away, so that readers must be heard first.
 local store, token, seq, freed, ttl = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -14,7 +14,11 @@ if freed > 0 and redis.call('HGET', key, 'step') ~= token .. ' ' .. seq then
   local used = tonumber(redis.call('HGET', key, 'used') or '-1')
   if used >= 0 then add_to(key, 'used', -math.min(used, freed)) end
 end
-if ARGV[7] ~= '' then redis.call('HSET', key, 'dry', ARGV[7], 'dry_till', NOW + tonumber(ARGV[10]), 'dry_v', ARGV[9]) end
+if ARGV[7] ~= '' and ARGV[11] == '1' then
+  redis.call('HSET', key, 'later', ARGV[7], 'later_till', NOW + tonumber(ARGV[10]), 'later_v', redis.call('GET', P .. 'leavers') or '')
+elseif ARGV[7] ~= '' then
+  redis.call('HSET', key, 'dry', ARGV[7], 'dry_till', NOW + tonumber(ARGV[10]), 'dry_v', ARGV[9])
+end
 if ttl > 0 and ARGV[8] ~= '' then
   local last = redis.call('GET', P .. 'tick')
   local away = last and NOW - tonumber(last) > 6000

@@ -82,5 +82,5 @@ for _, n in ipairs(loose) do less = less or before[n] == '1' end
 redis.call('DEL', key)
 redis.call('HSET', key, '-', holds_what, unpack(held)) -- a window is some dozens, a thousand at most
 redis.call('PEXPIRE', key, ttl * 4)
-if less and holds_what == 'window' then holders_changed() end
+if less and holds_what == 'window' then holders_changed(true) end
 return {queues, loose}

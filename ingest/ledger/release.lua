@@ -5,5 +5,5 @@ local key = P .. 'released:' .. job .. ':' .. reader
 local new = 0
 for at = 5, #ARGV do new = new + redis.call('SADD', key, ARGV[at]) end
 redis.call('PEXPIRE', key, ARGV[4] * 4)
-if new > 0 then holders_changed() end
+if new > 0 then holders_changed(true) end
 return new

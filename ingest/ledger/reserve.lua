@@ -1,7 +1,8 @@
 -- reserve(unit, fence, store, need, wish, most, moved, published): a unit needs `need` bytes of space in a store that may hold `most`,
 -- takes `wish` if there is so much, and has published `published` in all. `moved` of the bytes are there already: a partial file that
 -- was counted as used. Sums, not steps, so that a repeated call changes nothing. Returns {"ok", granted}, {"lost"}, {"uncounted"} (the
--- disk is to be counted first), or {"full", missing, why nothing goes, for how many ms}: then the unit is woken when something changes.
+-- disk is to be counted first), or {"full", missing, why nothing goes, for how many ms, 1 if it can wait, see space.lua}: then the unit is
+-- woken when something changes.
 -- Shards of a job get space in its order: else the later ones could fill the store, and who reads and lets go in that order would wait
 -- for the first for ever. What is needed gets it before all others, the nearest first.
 local unit, fence, store = ARGV[2], ARGV[3], ARGV[4]
@@ -47,11 +48,15 @@ if need > had + moved and (first or need > room) then
   if moved > 0 then add_to(key, 'used', moved) end
   wait_short(unit, rec, store)
   save(job, n, rec)
-  if yields then return {'full', math.ceil(math.max(1, need - room)), 'its job is read by a window, and nobody needs it yet', 60000} end
   local dry = redis.call('HMGET', key, 'dry', 'dry_till', 'dry_v')
   local is = dry[1] and NOW < tonumber(dry[2]) and dry[3] == (redis.call('GET', P .. 'holders') or '')
   if first then
-    return {'full', math.max(1, need - room), 'shard ' .. first .. ' of its job comes first' .. (is and '; ' .. dry[1] or ''), 10000}
+    return {'full', math.ceil(math.max(1, need - room)), 'shard ' .. first .. ' of its job comes first' .. (is and '; ' .. dry[1] or ''), 10000}
+  end
+  if yields then
+    local why, ms = for_later(store)
+    why = why and 'nobody needs it yet, and its job is read by a window; ' .. why or ''
+    return {'full', math.ceil(math.max(1, need - room)), why, ms, 1}
   end
   return {'full', need - room, is and dry[1] or '', is and dry[2] - NOW or 0}
 end

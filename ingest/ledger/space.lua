@@ -1,6 +1,6 @@
 -- The space of a store is a hash: used, bytes as last counted and published since; r:UNIT what a unit may still write, res the sum of
 -- all r; p:UNIT what it has published; add all that units ever added to used; dry, why nothing can be evicted, till when, and as of which holders;
--- most, how much it may hold.
+-- later, later_till: the same for those who can wait; most, how much it may hold.
 local function space(store)
   return P .. 'space:' .. store
 end
@@ -31,17 +31,23 @@ local function space_place(rec)
   return string.format('%.0f', needed(rec) and need_score(rec) or (rec.i or 0) * 67108864 + (rec.p or 0))
 end
 
--- A job that is read by a window has no room but for its window, once the store is full: what nobody needs of it yet waits, and nothing is
--- evicted for it. Else it would drive out what is there for what comes, and that would be needed first, or neither.
+-- Of a job that is read by a window, what nobody needs yet can wait: for it nothing is evicted that such a job has fetched. Else it would
+-- drive out what is there for what comes, and that would be needed first, or neither.
 local function can_wait(job, n, rec)
   return not needed(rec) and not isplan(n) and redis.call('EXISTS', P .. 'windowed:' .. job) == 1
 end
 
--- A tenth is left to what is needed: an eviction makes a twentieth more room than was asked for, and that is not for those who wait.
-local function left_for_waiting(store)
+-- Why nothing may go for those who can wait, and for how many ms that is known, unless a job or a reader goes. Whether they have to wait: the store is full, and it was found out just now that nothing else may go. A tenth of it is left to
+-- what is needed: an eviction makes a twentieth more room than was asked for, and that is not for them.
+local function for_later(store)
+  local is = redis.call('HMGET', space(store), 'later', 'later_till', 'later_v')
+  if not is[1] or tonumber(is[2]) < NOW or is[3] ~= (redis.call('GET', P .. 'leavers') or '') then return nil, 0 end
+  return is[1], is[2] - NOW
+end
+
+local function is_closed(store)
   local is = redis.call('HMGET', space(store), 'most', 'used', 'res')
-  if not is[1] or not is[2] then return nil end
-  return tonumber(is[1]) * 0.9 - tonumber(is[2]) - tonumber(is[3] or '0')
+  return is[1] and is[2] and is[1] * 0.9 - is[2] - (is[3] or '0') <= 0 and for_later(store) ~= nil
 end
 
 local function wait_short(unit, rec, store)

@@ -28,13 +28,14 @@ class Space(NamedTuple):
 
 class Grant(NamedTuple):
     """``ok`` and how much is ``granted`` in all; or ``lost``, ``uncounted``, or ``full``: so much is ``missing``, and
-    ``why`` nothing can be evicted for ``wait_s`` more, or ""."""
+    ``why`` nothing can be evicted for ``wait_s`` more, or "". ``can_wait``: see :meth:`SpaceLedger.can_wait`."""
 
     answer: str
     granted: int = 0
     missing: int = 0
     why: str = ""
     wait_s: float = 0.0
+    can_wait: bool = False
 
 
 class Turn(NamedTuple):
@@ -94,8 +95,17 @@ class SpaceLedger(Ledger):
         if text(answer) == "ok":
             return Grant("ok", granted=int(more[0]))
         if text(answer) == "full":
-            return Grant("full", missing=int(more[0]), why=text(more[1]), wait_s=int(more[2]) / 1000)
+            return Grant("full", 0, int(more[0]), text(more[1]), int(more[2]) / 1000, len(more) > 3)
         return Grant(text(answer))
+
+    def can_wait(self, unit: str) -> bool:
+        """Whether a shard is of a job that is read by a window, and nobody needs it yet: then nothing is evicted for it
+        that such a job has fetched."""
+        job, _, number = unit.rpartition(".")
+        with self.translated():
+            windowed = self.redis.exists(self.key("windowed", job))
+            packed = self.redis.hget(self.key("job", job, "shard"), number) if windowed else None
+        return packed is not None and json.loads(packed).get("nt", 0) < self.now_ms()
 
     def turn(
         self,
@@ -109,11 +119,12 @@ class SpaceLedger(Ledger):
         version: str = "",
         dry_s: float = 0.0,
         patient: str = "",
+        later: bool = False,
     ) -> Turn:
         """Take, keep or (``ttl_s`` 0) give back the right to evict from a store. ``patient``: "1" where jobs have been,
         so that after a wipe of the ledger readers are waited for, "0" only after its absence, "" never. ``dry``: why no
-        more can go for ``dry_s``, as of that ``version`` of who holds what."""
-        args = (step, freed, int(ttl_s * 1000), dry, patient, version, int(dry_s * 1000))
+        more can go for ``dry_s``, as of that ``version`` of who holds what; ``later``: for what can wait."""
+        args = (step, freed, int(ttl_s * 1000), dry, patient, version, int(dry_s * 1000), int(later))
         answer, *more = self.run("evict", store, token, *args)
         return Turn(text(answer), text(more[0]), int(more[1]), text(more[2])) if more else Turn(text(answer))
 

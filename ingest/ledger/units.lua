@@ -161,13 +161,13 @@ end
 -- Some of those that wait for space in a store may look: the first of their jobs, and some others, as the first may want more than there
 -- is. They wait until they have it.
 local function nudge(store, most)
-  local left = left_for_waiting(store)
+  local closed = is_closed(store)
   for _, at in ipairs({0, NOW % math.max(1, redis.call('ZCARD', P .. 'short:' .. store))}) do
     for _, unit in ipairs(redis.call('ZRANGE', P .. 'short:' .. store, at, at + most - 1)) do
       local rec, job, n = load(unit)
       if not rec then
         redis.call('ZREM', P .. 'short:' .. store, unit)
-      elseif not left or left > 0 or not can_wait(job, n, rec) then
+      elseif not closed or not can_wait(job, n, rec) then
         wake(unit)
       end
     end
@@ -176,8 +176,10 @@ local function nudge(store, most)
 end
 
 -- Which jobs hold which files is another question now: whoever evicts asks it anew, and some of those that wait may look.
-function holders_changed()
+-- of_shards: some shards of a job only; its readers and it itself are what they were.
+function holders_changed(of_shards)
   redis.call('INCR', P .. 'holders')
+  if not of_shards then redis.call('INCR', P .. 'leavers') end
   for _, store in ipairs(redis.call('SMEMBERS', P .. 'shorts')) do nudge(store, 16) end
 end
 

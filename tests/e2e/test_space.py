@@ -31,7 +31,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @contextmanager
-def never_more(root: Path) -> Iterator[None]:
+def never_more(root: Path, most: int = MOST) -> Iterator[None]:
     """Whatever the tests do, the store never holds more than its budget."""
     over: list[int] = []
     end = threading.Event()
@@ -55,7 +55,7 @@ def never_more(root: Path) -> Iterator[None]:
             both = {
                 inode: min(size, after[path, inode]) for (path, inode), size in before.items() if (path, inode) in after
             }
-            if sum(both.values()) > MOST:
+            if sum(both.values()) > most:
                 over.append(sum(both.values()))
             before = after
 

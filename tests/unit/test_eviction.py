@@ -210,6 +210,22 @@ class TestMakingRoom:
         assert evictor.make_room(self.want(store, 0))[:2] == (100, "")
         assert list(verify(store, remove=False)) == []
 
+    def test_for_what_nobody_needs_yet_nothing_goes_that_is_read_by_a_window(
+        self, ledger: WorkLedger, store: Store
+    ) -> None:
+        """What is needed drives out what lies outside of all windows; the rest of such a job only what nobody reads."""
+        made = [put(store, f"f{n}", 100, n) for n in range(5)]
+        job = submit(ledger, 4)
+        for n in range(4):
+            manifest(store, job, n, made[n])
+            ledger.commit(claim(ledger), "done", Result(), ())
+        ledger.need(job, "r1", [3, 1], holds="window")
+        gently = Evictor(ledger, store, gently=True)
+        assert gently.make_room(self.want(store, 300)).freed == 100 and names(store) == ["f0", "f1", "f2", "f3"]
+        assert Evictor(ledger, store).make_room(self.want(store, 0)).freed == 200 and names(store) == ["f1", "f3"]
+        ledger.need(job, "r1", [3], holds="window")
+        assert Evictor(ledger, store).make_room(self.want(store, 0)).freed == 100 and names(store) == ["f3"]
+
     def test_what_a_running_job_has_so_far_stays(self, ledger: WorkLedger, store: Store) -> None:
         made = [put(store, f"f{n}", 100, n) for n in range(3)]
         submit(ledger, 1)

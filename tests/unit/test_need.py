@@ -175,8 +175,14 @@ class TestSpace:
         five, zero = claim(ledger, pid="1:1"), claim(ledger, pid="2:1")
         assert (five.number, zero.number) == ("5", "0")
         assert self.take(ledger, zero, 850) == "ok"
+        assert ledger.can_wait(zero.unit) and not ledger.can_wait(five.unit)
         grant = ledger.reserve(zero.unit, zero.fence, STORE, 950, most=MOST)
-        assert grant.answer == "full" and "nobody needs it yet" in grant.why, "and nothing is evicted for it"
+        assert (grant.answer, grant.why, grant.can_wait) == ("full", "", True), (
+            "somebody is to look whether other things may go"
+        )
+        ledger.turn(STORE, "t", 0, dry="held are 7 B", dry_s=60, later=True)
+        grant = ledger.reserve(zero.unit, zero.fence, STORE, 950, most=MOST)
+        assert grant.why.startswith("nobody needs it yet") and grant.why.endswith("held are 7 B") and grant.wait_s > 50
         assert self.take(ledger, five, 100) == "ok", "a tenth is left to what is needed"
         assert ledger.claim("w1", "3:1", 99, [QUEUE]) is None, "the others are not due any more"
         assert state(ledger, f"{job}.1") == "due" and ledger.space(STORE).waiting == 5
@@ -184,6 +190,8 @@ class TestSpace:
         ledger.need(job, "r1", [5, 3], holds="window")
         assert claim(ledger, pid="3:1").number == "3"
         assert ledger.claim("w1", "4:1", 99, [QUEUE]) is None
+        ledger.need(job, "r1", [3], holds="window")
+        assert ledger.claim("w1", "4:1", 99, [QUEUE]) is None, "a window moves all the time"
         ledger.read("r1", [job], 0)  # nobody reads it any more
         assert claim(ledger, pid="4:1").number in {"1", "2", "4"}
         check(ledger, job)

@@ -260,7 +260,15 @@ class TestWindow:
 
     def job(self, ledger: WorkLedger, store: Store, shards: int = 3) -> str:
         """All of it has landed; each file holds the number of its shard."""
-        info = {"node": "n1", "store": store.id, "slots": 2, "connections": [], "version": "1", "free_bytes": 1, "pid": 1}
+        info = {
+            "node": "n1",
+            "store": store.id,
+            "slots": 2,
+            "connections": [],
+            "version": "1",
+            "free_bytes": 1,
+            "pid": 1,
+        }
         ledger.beat("w", info, [], [])
         job = submit(ledger, shards)
         for n in range(shards):
