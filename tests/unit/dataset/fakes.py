@@ -50,12 +50,16 @@ class FakeJob:
     closed: int = 0
     rested: int = 0
     released: list[int] = field(default_factory=list)
+    needed: list[list[int]] = field(default_factory=list)
+    doubted: list[int] = field(default_factory=list)
+    kept: bool = True
 
     def __post_init__(self) -> None:
         self._news = threading.Condition()
         self._version = self._seen = 0
 
-    def reader(self) -> FakeJob:
+    def reader(self, *, keep: bool = True) -> FakeJob:
+        self.kept = keep
         return self
 
     def tell(self, **changes: object) -> None:
@@ -92,6 +96,12 @@ class FakeJob:
 
     def plan_failures(self) -> tuple[Failure, ...]:
         return self.not_planned
+
+    def need(self, shards: Sequence[int]) -> None:
+        self.needed.append(list(shards))
+
+    def doubt(self, shards: Sequence[int]) -> None:
+        self.doubted += shards
 
     def release(self, shards: Sequence[int]) -> None:
         self.released += shards
