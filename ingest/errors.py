@@ -36,7 +36,7 @@
             ├── EgressDenied             our own policy forbids that address or path
             ├── NothingMatched           a glob or prefix with no file under it
             ├── NoSnapshot               the partitions of a table cannot be read at one moment
-            ├── VersionGone
+            ├── VersionGone              evicted, and the origin has something else by now
             ├── MissingExtra             a library is not installed on the data node
             ├── Unsupported              nobody here can fetch that scheme, or that type
             ├── Quarantined              the shard killed its worker again and again

@@ -3,11 +3,14 @@ gone."""
 
 from __future__ import annotations
 
+import io
 import os
 import random
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,3 +148,37 @@ def test_after_the_store_was_emptied_all_of_it_comes_again(
     found = [got.path.read_bytes() for n in (0, 1) for got in reader.ends[n].files]
     assert found == [body(name) for name in names]
     reader.close()
+
+
+@pytest.mark.parametrize(
+    "options", [{"pack": "tar"}, {"convert": ["unpack"]}, {"shard_files": 3}], ids=["packed", "unpacked", "part"]
+)
+def test_what_steps_made_comes_again_and_of_a_shard_only_what_is_gone(
+    service: Service, origin: Origin, client: Client, options: dict[str, Any]
+) -> None:
+    names = [f"{n}-{next(iter(options))}.bin" for n in range(3)]
+    if "convert" in options:
+        names = ["made.tar"]
+        origin.put("/made.tar", tar({"a": b"1", "b/c": b"2"}))
+    else:
+        for name in names:
+            origin.put(f"/{name}", body(name, 1000))
+    job = client.submit([origin.url(f"/{name}") for name in names], placement="any", **options)
+    reader = job.reader(keep=False)
+    before = [(f.path, f.path.read_bytes(), f.samples) for f in landed(reader, 0).files]
+    asked = origin.count()
+    before[-1][0].unlink()
+    reader.need([0])
+    assert [(f.path, f.path.read_bytes(), f.samples) for f in again(reader, 0).files] == before
+    assert origin.count() - asked == (1 if "shard_files" in options else len(names))
+    reader.close()
+
+
+def tar(members: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as made:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            made.addfile(info, io.BytesIO(data))
+    return out.getvalue()

@@ -52,6 +52,17 @@ class TestComingBack:
         while ledger.claim("w1", "1:1", 9, [QUEUE]) is None:
             assert time.monotonic() < ends
 
+    def test_an_agent_that_is_late_takes_nothing_from_who_has_it_now(self, ledger: WorkLedger) -> None:
+        """Another process of the same worker has it, under another token."""
+        job = submit(ledger, 1)
+        old = claim(ledger, pid="1:1")
+        ledger.back(old, 0, False, "", None, ())
+        claim(ledger, pid="2:1")
+        info = {"node": "n1", "store": "s1", "slots": 2, "connections": [], "version": "1", "free_bytes": 1, "pid": 1}
+        assert ledger.beat("w1", info, [(old.unit, old.fence)], []) == [old.unit]
+        assert ledger.held("w1")[old.unit][0] == "2:1"
+        check(ledger, job)
+
     def test_a_repeated_back_or_commit_is_one(self, ledger: WorkLedger) -> None:
         job = submit(ledger, 1)
         work = claim(ledger)
