@@ -111,7 +111,7 @@ def test_what_is_fetched_again_is_what_it_was_or_fails(service: Service, origin:
         path.unlink()
     origin.put("/other", body("changed"))
     reader.need([0, 1])
-    same, other = (again(reader, n) for n in (0, 1))
+    same, other = (landed(reader, n) for n in (0, 1))
     assert same.state == "done" and same.files[0].path == paths[0] and paths[0].read_bytes() == body("same")
     (failure,) = other.failures
     assert other.state == "failed" and failure.error == "VersionGone"
@@ -144,8 +144,7 @@ def test_after_the_store_was_emptied_all_of_it_comes_again(
     while reader.poll(0.5):
         pass
     reader.need([0, 1])
-    again(reader, 0), again(reader, 1)
-    found = [got.path.read_bytes() for n in (0, 1) for got in reader.ends[n].files]
+    found = [got.path.read_bytes() for n in (0, 1) for got in landed(reader, n).files]
     assert found == [body(name) for name in names]
     reader.close()
 
@@ -169,7 +168,7 @@ def test_what_steps_made_comes_again_and_of_a_shard_only_what_is_gone(
     asked = origin.count()
     before[-1][0].unlink()
     reader.need([0])
-    assert [(f.path, f.path.read_bytes(), f.samples) for f in again(reader, 0).files] == before
+    assert [(f.path, f.path.read_bytes(), f.samples) for f in landed(reader, 0).files] == before
     assert origin.count() - asked == (1 if "shard_files" in options else len(names))
     reader.close()
 

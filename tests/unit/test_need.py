@@ -371,7 +371,8 @@ class TestGone:
 def test_a_source_that_waits_for_another_is_ahead_when_it_has_landed(ledger: WorkLedger) -> None:
     submit(ledger, 1)
     job = submit(ledger, 1, options=JobOptions(name="second"))
-    first, second = claim(ledger, pid="1:1"), claim(ledger, pid="2:1")
+    both = [claim(ledger, pid=f"{n}:1") for n in range(2)]
+    first, second = sorted(both, key=lambda work: work.job == job)
     ledger.takeoff(first, ["k"])
     assert ledger.takeoff(second, ["k"]) == [False]
     ledger.back(second, 30, False, "waits", None, ())
