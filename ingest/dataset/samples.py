@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -117,13 +118,11 @@ def _samples(file: Landed, options: Options, share: order.Share, place: int) -> 
         return
     found = formats.by_name(options.format) if options.format else formats.detect(file.path.name)
     # Decoding comes after the cut: what is another consumer's is not decoded here.
-    samples = islice(found.read(file.path, file.source, options.columns), ours.start, None, ours.step)
     table = decoders.table(options.decode)
-    if not table or found.name != "tar":
-        yield from samples
-        return
-    for sample in samples:
-        yield decoders.apply(table, sample, file.path, file.source)
+    with closing(found.open(file.path, file.source, options.columns)) as samples:
+        numbers = range(len(samples))[ours]
+        for number, sample in zip(numbers, samples.take(numbers), strict=True):
+            yield decoders.apply(table, samples, number, sample) if table else sample
 
 
 def _by_user(read: Callable[[Path], Iterable[Any]], file: Landed) -> Iterator[Any]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest.client import Client
-from ingest.dataset.formats import tar
+from ingest.dataset import formats
 from ingest.errors import JobFailed, UsageError
 from tests.servers.http import Origin
 from tests.servers.node import Service, running_service
@@ -118,7 +118,12 @@ def test_an_archive_becomes_a_dataset(client: Client, origin: Origin) -> None:
     url = origin.put("/set.zip", zip_of(tree))
     (file,) = client.submit(url, convert=["unpack:folder=false", "tar"]).files(timeout=30)
     assert file.path.name == "set.tar" and file.samples == 20
-    assert list(tar.read(file.path, url))[3] == {"__key__": "003", "__url__": url, "txt": b"3", "cls": b"3"}
+    assert list(formats.read(formats.by_name("tar"), file.path, url))[3] == {
+        "__key__": "003",
+        "__url__": url,
+        "txt": b"3",
+        "cls": b"3",
+    }
 
 
 def test_what_cannot_be_converted_fails_alone_and_leaves_nothing(

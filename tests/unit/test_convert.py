@@ -24,7 +24,7 @@ import pytest
 import zstandard
 
 from ingest import errors
-from ingest.dataset.formats import tar as reader
+from ingest.dataset import formats
 from ingest.steps import as_steps, parameters
 from tests.unit.converting import Bench, special, tar_of, zip_of
 from workers.convert import zips
@@ -385,7 +385,7 @@ class TestTar:
             assert {(i.mtime, i.uid, i.gid, i.uname, i.gname, i.mode) for i in infos} == {(0, 0, 0, "", "", 0o644)}
             assert [i.name for i in infos][:4] == ["a.jpg", "a.cls", "b.jpg", "b.cls"], "samples are together"
             assert {i.name: opened.extractfile(i).read() for i in infos} == dict(tree)  # type: ignore[union-attr]
-        samples = list(reader.read(path, "s"))
+        samples = list(formats.read(formats.by_name("tar"), path, "s"))
         assert samples[0] == {"__key__": "a", "__url__": "s", "jpg": b"1", "cls": b"7"} and len(samples) == 4
 
     def test_one_file_and_its_name(self, bench: Bench) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Sequence
 
-from ingest.dataset.formats.tar import split
+from ingest.dataset.formats.index import split
 from ingest.errors import BadResponse
 from workers.convert.work import File, Work, stem
 

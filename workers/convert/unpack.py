@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
-from ingest.dataset.formats.tar import Broken, Members
+from ingest.dataset.formats.headers import Broken, Members
 from ingest.errors import BadResponse, NothingMatched, TooLarge, Unsupported
 from ingest.names import safe_parts
 from workers.convert import zips

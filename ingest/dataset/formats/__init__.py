@@ -1,17 +1,25 @@
-"""Formats by the extension of a file's readable name: one module each, one table. No torch here; pyarrow and zstandard
-are imported when a file needs them."""
+"""Formats by the extension of a file's readable name: one module each, one table. No torch here; pyarrow, numpy, Pillow
+and zstandard are imported when a file needs them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from ingest.dataset.formats import jsonl, parquet, raw, tar
-from ingest.dataset.formats.base import Format
+from ingest.dataset.formats.base import Format, Samples, read
 from ingest.errors import DataError, UsageError
 
+__all__ = ["FORMATS", "Format", "Samples", "base_name", "by_name", "count_samples", "detect", "open_samples", "read"]
+
 #: Every format that there is. ``raw`` is what remains.
-FORMATS: tuple[Format, ...] = (tar.FORMAT, parquet.FORMAT, jsonl.FORMAT, raw.FORMAT)
+FORMATS: tuple[Format, ...] = (
+    tar.FORMAT,
+    parquet.FORMAT,
+    jsonl.FORMAT,
+    raw.FORMAT,
+)
 _BY_NAME = {known.name: known for known in FORMATS}
 
 
@@ -40,13 +48,23 @@ def base_name(name: str) -> str:
         return PurePosixPath(name).name
 
 
+def open_samples(
+    format: Format, path: Path, source: str, columns: Sequence[str] | None = None, index: Path | None = None
+) -> Samples:
+    """``format.open``, with an index that is kept at ``index`` where the format has one to keep."""
+    if index is not None and format.open_indexed is not None:
+        return format.open_indexed(path, source, columns, index)
+    return format.open(path, source, columns)
+
+
 def count_samples(path: Path, name: str | None = None) -> int | None:
-    """How many samples ``read`` would give, or None where the format does not tell or the file is damaged.
+    """How many samples ``read`` would give, or None where the format is unknown or the file is damaged.
 
     ``name`` is the readable name where the path has another. One pass at most, in flat memory; whatever is in the file,
-    it does not raise.
+    it does not raise. A file of unknown format is no one sample: to the user's own function it may be many.
     """
+    found = detect(name or "", path.name)
     try:
-        return detect(name or "", path.name).count(path)
+        return None if found is raw.FORMAT else found.count(path)
     except (DataError, OSError, ImportError):
         return None

@@ -4,44 +4,40 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ingest.dataset.formats.base import Format, damaged, no_columns
-from ingest.dataset.formats.streams import naming, open_plain
+from ingest.dataset.formats.content import opening
+from ingest.dataset.formats.lines import Lines, count_lines
 
-_PIECE_BYTES = 1 << 20  # counting reads no line longer than this at once, so that memory stays flat
+_decode = json.JSONDecoder().decode
 
 
-def read(path: Path, source: str, columns: Sequence[str] | None = None) -> Iterator[Any]:
-    no_columns(source, columns)
-    number = 0
-    with naming(path, source), open_plain(path) as file:
-        lines = iter(file)
-        while True:
-            with naming(path, source, f"after line {number}"):
-                line = next(lines, None)
-            if line is None:
-                return
-            number += 1
-            if not line.strip():
-                continue
+class JsonLines(Lines):
+    """A line that is no JSON is a DataError when it is taken; the others can be had all the same."""
+
+    blank = False
+
+    def take(self, numbers: Sequence[int]) -> Iterator[Any]:
+        for number, line in self.lines(numbers):
             try:
-                sample = json.loads(line)
-            except ValueError as error:
-                raise damaged(path, source, f"line {number}", error) from error
+                sample = _decode(line.decode())
+            except ValueError:
+                try:
+                    sample = json.loads(line)  # which knows of more encodings, and takes its time for that
+                except ValueError as error:
+                    raise damaged(self.path, self.source, f"line {self.line_number(number)}", error) from error
             yield sample
 
 
-def count(path: Path) -> int:
-    found, blank = 0, True
-    with naming(path, path.name), open_plain(path) as file:
-        while piece := file.readline(_PIECE_BYTES):
-            blank = blank and not piece.strip()
-            if piece.endswith(b"\n"):
-                found, blank = found + (not blank), True
-    return found + (not blank)
+def open_jsonl(path: Path, source: str, columns: Sequence[str] | None = None) -> JsonLines:
+    no_columns(source, columns)
+    with opening(path, source) as content:
+        return JsonLines(content)
 
 
 _PLAIN = (".jsonl", ".ndjson")
-FORMAT = Format("jsonl", (*_PLAIN, *(f"{s}.gz" for s in _PLAIN), *(f"{s}.zst" for s in _PLAIN)), read, count)
+_SUFFIXES = (*_PLAIN, *(f"{s}.gz" for s in _PLAIN), *(f"{s}.zst" for s in _PLAIN))
+FORMAT = Format("jsonl", _SUFFIXES, open_jsonl, partial(count_lines, blank=False))

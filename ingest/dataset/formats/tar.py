@@ -1,211 +1,103 @@
 """Tar in the WebDataset layout: consecutive members with one path up to the first dot of the base name are a sample.
 
-Its own loop over the headers (POSIX.1-2017 pax, ustar prefix, GNU long names): several times faster than ``tarfile``,
-and able to skip bodies. Whatever is not a regular file, or has no extension, is passed over, as WebDataset does.
+Whatever is not a regular file, or has no extension, is passed over, as WebDataset does. How headers are read is in
+``headers``, where the samples are is in ``index``.
 """
 
 from __future__ import annotations
 
-import io
-import os
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from ingest.dataset.formats.base import Format, damaged, no_columns
+from ingest.dataset.formats.base import Format, Reader, damaged, no_columns, runs
+from ingest.dataset.formats.content import Content, opening
+from ingest.dataset.formats.headers import Broken, Members
+from ingest.dataset.formats.index import Index, split
 from ingest.dataset.formats.streams import naming, open_plain
 
-_BLOCK = 512
-_NAME_BYTES = 1 << 20  # a name or pax header beyond this is a damaged one
-_MOST_KEYS = 1000
-_SKIP_BYTES = 1 << 20
-_CUT = "the archive is cut off in the middle of a member"
-_REGULAR = frozenset(b"0\x007")
-_FOLDER = ord("5"), ord("D")  # D: GNU's incremental ones
-_NO_BODY = frozenset(b"123456")  # links, devices, directories, fifos: their size field counts no blocks
+_PIECE_BYTES = 256 << 10  # read at once, neighbouring samples together: larger ones leave the processor's cache
+_LARGE_BYTES = 32 << 10  # a sample beyond this is read field by field, without another copy
 
 
-class Broken(Exception):
-    """Not a tar, or not a whole one. Named and raised again as a DataError by those who know the file."""
-
-
-class Members:
-    """The regular members of an archive, as ``(name, size)``; ``read()`` gives the body of the one just seen.
-
-    ``special`` is told the kind and name of what is neither a regular file nor a folder. ``ended``: the archive's own
-    end has been seen, and not only the file's. Raises :class:`Broken`.
-    """
-
-    def __init__(self, file: BinaryIO, special: Callable[[int, str], None] | None = None) -> None:
-        self._file, self._special = file, special
-        self.ended = False
-        # Seeking is free only in a file on disk, not in one that is unpacked on the way.
-        self._end = os.fstat(file.fileno()).st_size if isinstance(getattr(file, "raw", None), io.FileIO) else None
-        self._body = self._padding = 0  # of the current member, not read yet
-        self._global: dict[str, str] = {}
-
-    def __iter__(self) -> Iterator[tuple[str, int]]:
-        long_name, pax = "", dict(self._global)
-        first = True
-        while True:
-            self._skip()
-            header = self._file.read(_BLOCK)
-            if (not header and not first) or header.count(0) == _BLOCK:
-                self.ended = bool(header)
-                return
-            first = False
-            kind, name, size = _parse(header)
-            if kind in b"xgLK":
-                text = self._header_body(size)
-                if kind == ord("L"):
-                    long_name = _text(text.partition(b"\0")[0])
-                elif kind == ord("x"):
-                    pax = {**self._global, **_pax(text)}
-                elif kind == ord("g"):
-                    self._global.update(_pax(text))
-                    if len(self._global) > _MOST_KEYS:
-                        raise Broken("more pax headers for all members than there are kinds of")
-                    pax = {**self._global, **pax}
-                continue
-            if any(key.startswith("GNU.sparse") for key in pax) or kind == ord("S"):
-                raise Broken(f"{name!r} is a sparse member, which is not supported")
-            size = _decimal(pax.get("size"), size)
-            name = pax.get("path") or long_name or name
-            long_name, pax = "", dict(self._global)
-            self._open_body(0 if kind in _NO_BODY else size)
-            if kind in _REGULAR and not name.endswith("/"):  # a trailing slash is how version 7 wrote a directory
-                yield name, size
-            elif self._special and kind not in _FOLDER and kind not in _REGULAR:
-                self._special(kind, name)
-
-    def pieces(self) -> Iterator[bytes]:
-        """The body of the one just seen, for those that are too large to be held."""
-        while self._body:
-            piece = self._file.read(min(self._body, _SKIP_BYTES))
-            if not piece:
-                raise Broken(_CUT)
-            self._body -= len(piece)
-            yield piece
-
-    def read(self) -> bytes:
-        data = self._file.read(self._body)
-        if len(data) < self._body:
-            raise Broken(_CUT)
-        self._body = 0
-        return data
-
-    def _open_body(self, size: int) -> None:
-        self._body, self._padding = size, -size % _BLOCK
-        if self._end is not None and self._file.tell() + size > self._end:
-            raise Broken(_CUT)
-
-    def _header_body(self, size: int) -> bytes:
-        if size > _NAME_BYTES:
-            raise Broken(f"a header of {size} bytes")
-        self._open_body(size)
-        return self.read()
-
-    def _skip(self) -> None:
-        """To the next header. The padding of the last member may be missing, its body may not."""
-        if self._end is not None:
-            if self._body or self._padding:
-                self._file.seek(self._body + self._padding, os.SEEK_CUR)
-        else:
-            while self._body:
-                skipped = len(self._file.read(min(self._body, _SKIP_BYTES)))
-                if not skipped:
-                    raise Broken(_CUT)
-                self._body -= skipped
-            self._file.read(self._padding)
-        self._body = self._padding = 0
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")
-
-
-def _number(field: bytes) -> int:
-    """Octal digits, or GNU's base 256 where the first byte says so."""
-    if field[0] in (0x80, 0xFF):
-        return int.from_bytes(field[1:], "big", signed=False) if field[0] == 0x80 else -1
-    try:
-        return int(field.strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise Broken("a number in a header is not one: no tar file, or a damaged one") from None
-
-
-def _decimal(text: str | None, default: int) -> int:
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdigit():
-        raise Broken(f"a pax size of {text[:20]!r}")
-    return int(text)
-
-
-def _parse(header: bytes) -> tuple[int, str, int]:
-    """Type flag, name and size of a header block whose checksum is right."""
-    if len(header) < _BLOCK:
-        raise Broken(f"a header of {len(header)} bytes where there must be {_BLOCK}: no tar file, or one cut off")
-    found = sum(header) - sum(header[148:156]) + 8 * ord(" ")
-    if found != _number(header[148:156]):
-        raise Broken("the checksum of a header is wrong: no tar file, or a damaged one")
-    size = _number(header[124:136])
-    if size < 0:
-        raise Broken("a negative size")
-    name = _text(header[:100].partition(b"\0")[0])
-    if header[257:263] == b"ustar\0" and header[345]:
-        name = _text(header[345:500].partition(b"\0")[0]) + "/" + name
-    return header[156], name, size
-
-
-def _pax(text: bytes) -> dict[str, str]:
-    """Records of ``"%d %s=%s\\n"``; the length counts the whole record, and a value may hold line ends."""
-    out: dict[str, str] = {}
-    while text.strip(b"\0"):
-        digits, _, _ = text.partition(b" ")
-        if not digits.isdigit() or not 4 < int(digits) <= len(text):
-            raise Broken("a pax header that makes no sense")
-        record, text = text[len(digits) + 1 : int(digits) - 1], text[int(digits) :]
-        key, _, value = record.partition(b"=")
-        out[_text(key)] = _text(value)
-    return out
-
-
-def split(name: str) -> tuple[str, str] | None:
-    """``"./a/b.seg.png"`` → ``("./a/b", "seg.png")``; None for what is no field of a sample."""
-    folder, slash, base = name.rpartition("/")
-    stem, dot, extension = base.partition(".")
-    return (folder + slash + stem, extension.lower()) if stem and dot and extension else None
-
-
-def read(path: Path, source: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+class Tar(Reader):
     """``{"__key__": key, "__url__": source, extension: bytes, …}``, extensions in lower case."""
+
+    def __init__(self, content: Content, index: Index) -> None:
+        super().__init__(content.path, content.source)
+        self._content, self._index = content, index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def take(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+        for first, last in runs(numbers, len(self)):
+            while first < last:
+                end = self._fit(first, last)
+                if end > first:
+                    yield from self._piece(first, end)
+                else:
+                    yield self._large(first)
+                first = max(end, first + 1)
+
+    def kind(self, field: str) -> str | None:
+        return field.rpartition(".")[2]
+
+    def close(self) -> None:
+        self._content.close()
+
+    def _fit(self, first: int, last: int) -> int:
+        """Samples ``first`` to here are read as one piece; ``first`` itself where it is too large for that."""
+        index = self._index
+        field, behind = index.first[first], index.first[last]
+        start = index.offset[field]
+        if self._end(first) - start > _LARGE_BYTES:
+            return first
+        if last == first + 1:
+            return last
+        whole = bisect_right(index.offset, start + _PIECE_BYTES, field, behind)
+        end = bisect_right(index.first, whole, first + 1, last + 1) - 1
+        while end > first + 1 and self._end(end - 1) - start > _PIECE_BYTES:
+            end -= 1
+        return end
+
+    def _end(self, number: int) -> int:
+        """Where the sample's last byte is, and one more."""
+        field = self._index.first[number + 1] - 1
+        return self._index.offset[field] + self._index.size[field]
+
+    def _piece(self, first: int, last: int) -> Iterator[dict[str, Any]]:
+        index, source = self._index, self.source
+        field, behind = index.first[first], index.first[last]
+        start = index.offset[field]
+        data = self._content.read(start, self._end(last - 1) - start)
+        begins = [offset - start for offset in index.offset[field:behind]]
+        parts = zip(begins, index.size[field:behind], strict=True)
+        for number in range(first, last):
+            sample: dict[str, Any] = {"__key__": index.key(number), "__url__": source}
+            # Names come first: zip takes one more of the first of its two than it gives.
+            for name, (begin, size) in zip(index.shapes[index.shape[number]], parts, strict=False):
+                sample[name] = data[begin : begin + size]
+            yield sample
+
+    def _large(self, number: int) -> dict[str, Any]:
+        index = self._index
+        sample: dict[str, Any] = {"__key__": index.key(number), "__url__": self.source}
+        for field, name in enumerate(index.shapes[index.shape[number]], index.first[number]):
+            sample[name] = self._content.read(index.offset[field], index.size[field])
+        return sample
+
+
+def open_tar(path: Path, source: str, columns: Sequence[str] | None = None, index: Path | None = None) -> Tar:
+    """With ``index``, the index that lies there is used if it is this archive's; else it is written there.
+
+    Where a header is damaged, all of the archive is: no sample of it is given. DataError says after which.
+    """
     no_columns(source, columns)
-    sample: dict[str, Any] = {}
-    with naming(path, source), open_plain(path) as file:
-        members = Members(file)
-        found = iter(members)
-        while True:
-            try:
-                member = next(found, None)
-                place = split(member[0]) if member else None
-                data = members.read() if place else b""
-            except (Broken, OSError, EOFError, ValueError) as error:
-                after = f"after sample {sample['__key__']!r}" if sample else "at its start"
-                raise damaged(path, source, after, error) from error
-            if sample and (member is None or (place and place[0] != sample["__key__"])):
-                yield sample
-                sample = {}
-            if member is None:
-                return
-            if place is None:
-                continue
-            key, extension = place
-            sample = sample or {"__key__": key, "__url__": source}
-            if extension in sample:
-                raise damaged(path, source, f"sample {key!r}", f"has two fields {extension!r}")
-            sample[extension] = data
+    with opening(path, source) as content:
+        return Tar(content, Index.kept(content, index))
 
 
 def count(path: Path) -> int:
@@ -217,4 +109,4 @@ def count(path: Path) -> int:
             raise damaged(path, path.name, "headers", error) from error
 
 
-FORMAT = Format("tar", (".tar", ".tar.gz", ".tgz", ".tar.zst"), read, count)
+FORMAT = Format("tar", (".tar", ".tar.gz", ".tgz", ".tar.zst"), open_tar, count, open_tar)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
+from contextlib import closing
 from pathlib import Path
 
-import numpy
 import pytest
 import zstandard
 
 from ingest.dataset import formats
-from ingest.dataset.formats import decoders, tar
+from ingest.dataset.formats import tar
 from ingest.errors import DataError
 
 LONG = "d" * 60 + "/" + "e" * 60 + "/" + "f" * 90
@@ -27,7 +28,7 @@ def write(path: Path, members: list[tuple[str, bytes]], mode: str = "w", dialect
 
 
 def fields(path: Path) -> list[dict[str, object]]:
-    return [{k: v for k, v in sample.items() if k != "__url__"} for sample in tar.read(path, "src")]
+    return [{k: v for k, v in sample.items() if k != "__url__"} for sample in formats.read(tar.FORMAT, path, "src")]
 
 
 @pytest.mark.parametrize("dialect", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -107,7 +108,7 @@ def test_a_damaged_header(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[1024 + 130] ^= 1  # a digit of the size of b.txt
     path.write_bytes(content)
-    samples = tar.read(path, "src")
+    samples = formats.read(tar.FORMAT, path, "src")
     with pytest.raises(DataError, match="after sample 'a': the checksum"):
         list(samples)
     assert formats.count_samples(path) is None
@@ -127,28 +128,89 @@ def test_a_field_that_comes_twice(tmp_path: Path) -> None:
         fields(path)
 
 
-def test_decoders() -> None:
-    array = io.BytesIO()
-    numpy.save(array, numpy.arange(3))
-    sample = {
-        "__key__": "k",
-        "__url__": "u",
-        "txt": "é".encode(),
-        "a.json": b'{"x": 1}',
-        "cls": b"7\n",
-        "npy": array.getvalue(),
-        "jpg": b"raw",
-    }
-    decoded = decoders.apply(decoders.table(True), dict(sample), Path("a.tar"), "src")
-    assert decoded["txt"] == "é" and decoded["a.json"] == {"x": 1} and decoded["cls"] == 7 and decoded["jpg"] == b"raw"
-    assert decoded["npy"].tolist() == [0, 1, 2]
-    assert decoders.apply(decoders.table({"jpg": len}), dict(sample), Path("a.tar"), "src")["jpg"] == 3
-    assert decoders.table(False) == {}
+def test_an_archive_of_many_dialects_and_sizes(tmp_path: Path) -> None:
+    """Headers that are read by the hundred between those that take thought, small samples between large ones."""
+    path = tmp_path / "a.tar"
+    made: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(path, "w") as archive:
+        for n in range(400):
+            archive.format = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)[n % 3]
+            key = f"{n:03}" if n % 7 else f"{LONG}/{n:03}ü"
+            for extension, size in (("bin", n * n % 3001 if n % 50 else 300_000), ("cls", n % 2)):
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = size
+                info.mtime = n if n % 5 else n + 0.5
+                body = bytes([n % 251]) * size
+                archive.addfile(info, io.BytesIO(body))
+                made.setdefault(key, {})[extension] = body
+    expected = [{"__key__": key, **fields} for key, fields in made.items()]
+    assert fields(path) == expected and formats.count_samples(path) == 400
+    with closing(tar.open_tar(path, "src")) as samples:
+        picked = [399, 0, 50, 51, 52, 7, 7]
+        assert [s["__key__"] for s in samples.take(picked)] == [expected[n]["__key__"] for n in picked]
 
 
-def test_no_decoder_unpickles() -> None:
-    array = io.BytesIO()
-    numpy.save(array, numpy.array([object()], dtype=object), allow_pickle=True)
-    sample = {"__key__": "k", "__url__": "u", "npy": array.getvalue()}
-    with pytest.raises(DataError, match=r"a\.tar: src: sample 'k', field 'npy': .*allow_pickle"):
-        decoders.apply(decoders.table(True), sample, Path("a.tar"), "src")
+def test_headers_that_are_no_ascii_or_no_octal(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    old = tarfile.TarInfo("größe.txt")
+    large = tarfile.TarInfo("b.txt")
+    old.size, large.size = 3, 2
+    header = bytearray(large.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\x80" + (2).to_bytes(11, "big")  # base 256, as GNU tar writes the size of a huge file
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * ord(" "))
+    body = old.tobuf(tarfile.GNU_FORMAT, "latin-1") + b"abc".ljust(512, b"\0") + bytes(header) + b"de".ljust(512, b"\0")
+    path.write_bytes(body)
+    assert fields(path) == [{"__key__": "gr\udcf6\udcdfe", "txt": b"abc"}, {"__key__": "b", "txt": b"de"}]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    members = [(f"{n}.{extension}", b"%d" % n * n) for n in range(50) for extension in ("txt", "cls")[: 1 + n % 2]]
+    return write(tmp_path / "a.tar", members)
+
+
+def taken(path: Path, index: Path | None) -> list[dict[str, object]]:
+    with closing(tar.open_tar(path, "src", None, index)) as samples:
+        return list(samples.take(range(len(samples))))
+
+
+def test_an_index_is_made_once_and_kept(archive: Path, tmp_path: Path) -> None:
+    index = tmp_path / "kept" / "a.index"
+    expected = taken(archive, None)
+    assert taken(archive, index) == expected and not index.exists()  # there is no such directory: no error
+    index.parent.mkdir()
+    assert taken(archive, index) == expected
+    made = index.read_bytes()
+    assert taken(archive, index) == expected and index.read_bytes() == made
+    assert [path.name for path in index.parent.iterdir()] == ["a.index"]
+    # It is the index that is read: the headers are not looked at again.
+    damaged = bytearray(archive.read_bytes())
+    damaged[5120] ^= 1
+    archive.write_bytes(damaged)
+    assert len(taken(archive, index)) == 50
+
+
+def test_an_index_that_does_not_fit_is_made_again(archive: Path, tmp_path: Path) -> None:
+    index = tmp_path / "a.index"
+    expected = taken(archive, index)
+    whole = index.read_bytes()
+    other = tmp_path / "other.index"
+    taken(write(tmp_path / "b.tar", [("a.txt", b"x")]), other)
+    wrong = [b"", b"x" * 500, whole[:-1], whole[:40], whole.replace(b"index 1", b"index 2"), other.read_bytes()]
+    wrong += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(0, len(whole), 29)]
+    for content in wrong:
+        index.write_bytes(content)
+        assert taken(archive, index) == expected
+        assert index.read_bytes() == whole
+
+
+def test_an_index_of_an_archive_of_the_same_size(tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    assert taken(write(tmp_path / "a.tar", [("a.txt", b"x")]), index)[0]["__key__"] == "a"
+    assert taken(write(tmp_path / "b.tar", [("b.txt", b"x")]), index)[0]["__key__"] == "b"
+
+
+def test_an_index_of_a_packed_archive(archive: Path, tmp_path: Path) -> None:
+    packed, index = tmp_path / "b.tar.gz", tmp_path / "b.index"
+    packed.write_bytes(gzip.compress(archive.read_bytes()))
+    assert taken(packed, index) == taken(archive, None) == taken(packed, index)
