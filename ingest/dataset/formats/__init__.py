@@ -7,17 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from ingest.dataset.formats import jsonl, parquet, raw, tar
+from ingest.dataset.formats import arrow, csvs, jsonl, mds, parquet, raw, tar, text
 from ingest.dataset.formats.base import Format, Samples, read
 from ingest.errors import DataError, UsageError
 
 __all__ = ["FORMATS", "Format", "Samples", "base_name", "by_name", "count_samples", "detect", "open_samples", "read"]
 
-#: Every format that there is. ``raw`` is what remains.
+#: Every format that there is. ``raw`` is what remains; ``text`` is never guessed.
 FORMATS: tuple[Format, ...] = (
     tar.FORMAT,
     parquet.FORMAT,
     jsonl.FORMAT,
+    csvs.FORMAT,
+    arrow.FORMAT,
+    mds.FORMAT,
+    text.FORMAT,
     raw.FORMAT,
 )
 _BY_NAME = {known.name: known for known in FORMATS}

@@ -259,7 +259,7 @@ def test_format_and_columns_override(tmp_path: Path) -> None:
     [
         {"timeout": 0},
         {"on_failure": "ignore"},
-        {"format": "csv"},
+        {"format": "xml"},
         {"columns": "a"},
         {"rank": 1},
         {"rank": 2, "world_size": 2},
