@@ -135,9 +135,10 @@ def test_processes_after_a_fork_share_an_open_file(path: Path, every: list[Any])
         assert next(iter(samples.take([0]))) == every[0]
         context = multiprocessing.get_context("fork")
         pipes = [context.Pipe() for _ in range(2)]
-        children = [context.Process(target=_child, args=(samples, numbers, theirs)) for _, theirs in pipes]
-        for child in children:
+        children = [context.Process(target=_child, args=(samples, numbers, theirs), daemon=True) for _, theirs in pipes]
+        for child, (_, theirs) in zip(children, pipes, strict=True):
             child.start()
+            theirs.close()  # the child's alone: if it fails, there is an end to be read
         expected = [repr(every[n]) for n in numbers] * 5
         assert [repr(s) for _ in range(5) for s in samples.take(numbers)] == expected
         assert [ours.recv() == expected for ours, _ in pipes] == [True, True]
