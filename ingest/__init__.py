@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ingest.client import Client, Job, LocalFile
+from ingest.client import Client, Job, LocalFile, distributed_job
 from ingest.errors import (
     BadSource,
     ConfigError,
@@ -21,6 +21,7 @@ from ingest.errors import (
     NoDataNode,
     NotLocalError,
     PermanentFetchError,
+    ResumeError,
     StoreError,
     TransientFetchError,
     UnknownConnection,
@@ -33,6 +34,7 @@ from ingest.sources import Api, Manifest, Pack, Source, Sql
 
 if TYPE_CHECKING:
     from ingest.app import download as download
+    from ingest.dataset.stream import Stream as stream
 
 __all__ = [
     "Api",
@@ -53,6 +55,7 @@ __all__ = [
     "NotLocalError",
     "Pack",
     "PermanentFetchError",
+    "ResumeError",
     "Source",
     "Sql",
     "StoreError",
@@ -61,14 +64,21 @@ __all__ = [
     "UnknownJob",
     "UsageError",
     "WaitTimeout",
+    "distributed_job",
     "download",
+    "stream",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """``ingest.download`` brings Celery with it (0.2 s), which a client that only reads a job does not need."""
+    """``ingest.download`` brings Celery with it (0.2 s), which a client that only reads a job does not need; nor does
+    it need ``ingest.stream(job)``."""
     if name == "download":
         from ingest.app import download
 
         return download
+    if name == "stream":
+        from ingest.dataset.stream import Stream
+
+        return Stream
     raise AttributeError(f"module 'ingest' has no attribute {name!r}")

@@ -10,11 +10,13 @@
     ├── ServiceFailed                    a part of the embedded service did not start, or ended by itself
     ├── UnknownJob                       never submitted, or expired
     ├── WaitTimeout (TimeoutError)       the wait ended, the job goes on
+    │   └── NotSubmitted                 the rank that should have submitted the job did not
     ├── JobFailed                        some sources failed; carries what arrived and what did not
     ├── NotLocalError                    the file is on another node
     ├── StoreError                       a store root that cannot be used, a file that is not what it was
     │   └── StoreFull                    no room for what was asked
     ├── DataError                        a fetched file that cannot be read as samples
+    ├── ResumeError                      a dataset cannot go on exactly where its state says
     └── FetchError                       one source could not be had
         ├── TransientFetchError          worth another try: retried with backoff
         │   ├── FetchTimeout             nothing came for too long
@@ -161,6 +163,16 @@ class WaitTimeout(IngestError, TimeoutError):
         return f"job {self.job} is not finished after {self.seconds:g} s{what}; it goes on: {again}"
 
 
+class NotSubmitted(WaitTimeout):
+    """``NotSubmitted(key, seconds, who)``: who waited for the job of that key, which another rank was to submit."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.waiting_for} waited {self.seconds:g} s for the job that local rank 0 of its node submits, and it "
+            f"is not there (key {self.job}): look at that rank's log"
+        )
+
+
 class JobFailed(IngestError):
     """``JobFailed(files, failures)``: what arrived, and what did not."""
 
@@ -212,6 +224,17 @@ class DataError(IngestError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+class ResumeError(IngestError):
+    """``ResumeError(job, reason)``: a dataset cannot go on exactly where its state says."""
+
+    def __init__(self, job: str, reason: str) -> None:
+        super().__init__(job, reason)
+        self.job, self.reason = job, reason
+
+    def __str__(self) -> str:
+        return f"cannot resume the dataset of job {self.job}: {self.reason}"
 
 
 class FetchError(IngestError):

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from ingest.errors import ConfigError
@@ -265,6 +265,36 @@ def rank_and_world(environ: Mapping[str, str] | None = None) -> tuple[int, int]:
         shown = f"RANK={env.get('RANK')!r} and WORLD_SIZE={env.get('WORLD_SIZE')!r}"
         raise ConfigError("environment", f"{shown}: need 0 <= RANK < WORLD_SIZE; torchrun sets both")
     return rank, world
+
+
+class Launch(NamedTuple):
+    """This process in a distributed run, as torchrun says it; ``run`` is "" where nothing says which run it is."""
+
+    rank: int
+    world: int
+    local_rank: int
+    run: str
+
+
+def launch(environ: Mapping[str, str] | None = None) -> Launch:
+    """From ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK`` and what identifies the run. Raises :class:`ConfigError`."""
+    env = os.environ if environ is None else environ
+    rank, world = rank_and_world(env)
+    local = env.get("LOCAL_RANK", str(rank))
+    if not local.isdecimal():
+        raise ConfigError("environment", f"LOCAL_RANK={local!r}: a whole number; torchrun sets it")
+    run = env.get("TORCHELASTIC_RUN_ID", "none")
+    if run in ("", "none"):  # torchrun says "none" where it was given no id
+        run = f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}" if {"MASTER_ADDR", "MASTER_PORT"} <= env.keys() else ""
+    return Launch(rank, world, int(local), run)
+
+
+def local_world(environ: Mapping[str, str] | None = None) -> int:
+    """``LOCAL_WORLD_SIZE``, how many ranks are on this node, as torchrun sets it; else 1."""
+    found = (os.environ if environ is None else environ).get("LOCAL_WORLD_SIZE", "1")
+    if not found.isdecimal() or int(found) < 1:
+        raise ConfigError("environment", f"LOCAL_WORLD_SIZE={found!r}: a whole number, 1 or more; torchrun sets it")
+    return int(found)
 
 
 def keep_flower_private() -> None:

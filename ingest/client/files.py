@@ -4,7 +4,7 @@ the right size."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ingest.errors import NotLocalError, StoreError
@@ -51,6 +51,11 @@ class LocalFile:
     def is_local(self) -> bool:
         """Whether the store that holds it is the one here, by the store's id (host names lie in containers)."""
         return self._store is not None and self._store.id == self._store_id
+
+    @property
+    def name(self) -> str:
+        """The file's own name, which says its format."""
+        return PurePosixPath(self._relative).name
 
     @property
     def path(self) -> Path:

@@ -75,6 +75,11 @@ class JobReader:
         self._pending: dict[int, UnitRecord] = {}
         self._before: dict[int, ShardLayout] = {}  # of a job that was lost and put back: what is in ``order`` already
 
+    @property
+    def budget_bytes(self) -> int | None:
+        """What the store here may hold, where that is said."""
+        return (self._store.limits.max_bytes or None) if self._store is not None else None
+
     def poll(self, timeout_s: float) -> bool:
         """Wait up to that long for news and take it in; True if there was any. Errors as :meth:`EventStream.poll`."""
         events = self._stream.poll(timeout_s)

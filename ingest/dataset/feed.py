@@ -6,73 +6,81 @@ deadline and asks again. So the feed keeps nothing about those who ask, and ever
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from ingest.dataset.protocols import End, Layout, LocalFile, Reader
 from ingest.dataset.relay import from_wire, to_wire
+from ingest.dataset.stats import Totals
 from ingest.dataset.wire import Server
-from ingest.errors import IngestError, LedgerUnavailable
+from ingest.errors import IngestError, LedgerUnavailable, StoreError
 from ingest.model import TERMINAL_JOB, Failure
+
+log = logging.getLogger(__name__)
 
 _POLL_S = 0.5  # how soon a closed feed lets go of its connection
 _AGAIN_S = 1.0  # between two tries while the ledger is away
 _WHY_S = 3.0  # for the following thread to look up what a shard waits for, once its poll is over
 
 
-class Passes:
-    """Which shards all consumers of this process have passed, so that their files may go. Kept: what some have passed
-    and others have not."""
+class Windows:
+    """What the workers of this process read now and next, by positions."""
 
     def __init__(self) -> None:
-        self._who: dict[int, set[int]] = {}
-        self._left: dict[int, int] = {}
-        self._shards: list[int] = []
+        self._of: dict[int, tuple[Sequence[int], Sequence[int]]] = {}
 
-    def add(self, layout: Layout, position: int, worker: int, workers: int) -> None:
-        who = self._who.setdefault(position, set())
-        who.add(worker)
-        if len(who) < workers:
-            return
-        del self._who[position]
-        left = self._left.pop(layout.shard, layout.files) - 1
-        if left:
-            self._left[layout.shard] = left
-        else:
-            self._shards.append(layout.shard)
+    def move(self, read: Sequence[int], ahead: Sequence[int], worker: int, workers: int) -> None:
+        """Workers of an iteration that had more of them read nothing any more."""
+        self._of = {n: window for n, window in self._of.items() if n < workers}
+        self._of[worker] = read, ahead
 
-    def take(self) -> list[int]:
-        """Those that are passed since the last call."""
-        shards, self._shards = self._shards, []
-        return shards
+    @property
+    def read(self) -> list[int]:
+        return _in_turn([read for read, _ in self._of.values()])
 
-    def put_back(self, shards: Sequence[int]) -> None:
-        """They could not be released now."""
-        self._shards += shards
+    @property
+    def ahead(self) -> list[int]:
+        return _in_turn([ahead for _, ahead in self._of.values()])
+
+
+def _in_turn(rows: Sequence[Sequence[int]]) -> list[int]:
+    """The first of each, then the second of each; everything once."""
+    return list(dict.fromkeys(n for column in zip_longest(*rows) for n in column if n is not None))
 
 
 class Feed:
-    """Follows ``reader`` and answers ``begin``, ``extent``, ``file``, ``passed`` and ``why``, in the process that made
-    it.
+    """Follows ``reader`` and answers the questions of iterators, in the process that made it.
 
-    ``share`` says which rank of how many this process is, at the time an iterator begins. ``epoch`` is the dataset's.
+    ``share`` says which rank of how many this process is, and how many of them are on its node, at the time an iterator
+    begins. ``begun`` is when the last one did: its epoch, and its state if it went on from one.
     """
 
-    def __init__(self, job: str, reader: Reader, share: Callable[[], tuple[int, int]]) -> None:
+    def __init__(
+        self, job: str, reader: Reader, share: Callable[[], tuple[int, int, int]], *, keep: bool = True
+    ) -> None:
         self.pid = os.getpid()
-        self.epoch = 0
-        self._job, self._reader, self._share = job, reader, share
-        self._passes = Passes()
+        self.begun: tuple[int, Mapping[str, Any] | None] = (0, None)
+        self._epoch = 0
+        self._state: Mapping[str, Any] | None = None
+        self._went_on: set[int] = set()  # workers that have begun from it
+        self._job, self._reader, self.share, self._keep = job, reader, share, keep
+        self._windows = Windows()
+        self._warned = False
+        self._moved = False  # they are others than the ledger was told
+        self._doubted: set[int] = set()  # shards whose files are to be looked for
+        self.totals = Totals()
         self._news = threading.Condition()
         self._layouts: list[Layout] = []
         self._starts: list[int] = []  # position of each shard's first file
         self._files = 0
         self._complete = False
         self._plan_failures: Sequence[Failure] | None = None
-        self._state = "planning"
+        self._job_state = "planning"
         self._asked: set[int] = set()  # shards of which somebody wants to know what they wait for
         self._reasons: dict[int, str] = {}
         # In its wire form, and made anew for each who waits: an error that is raised keeps the frames that it passed
@@ -84,13 +92,28 @@ class Feed:
             "begin": self._begin,
             "extent": self._extent,
             "file": self._file,
-            "passed": self._passed,
+            "paths": self._paths,
+            "move": self._move,
+            "doubt": self._doubt,
             "why": self._why,
+            "report": self._report,
         }
         self._server = Server(self.answer)
         self.address, self.key = self._server.address, self._server.key
         self._thread = threading.Thread(target=self._follow, name=f"ingest-feed-{job}", daemon=True)
         self._thread.start()
+
+    def set_epoch(self, epoch: int, state: Mapping[str, Any] | None = None) -> None:
+        """Iterators that begin from now on are of that epoch; the first of each worker goes on from ``state``. The
+        state that is there stays, if it is of the same epoch."""
+        with self._news:
+            if state is not None or epoch != self._epoch:
+                self._state, self._went_on = state, set()
+            self._epoch = epoch
+
+    def standing(self) -> tuple[int, Mapping[str, Any] | None]:
+        """The epoch that the next iteration is of, and the state that it goes on from."""
+        return self._epoch, self._state
 
     def close(self, wait_s: float = 0.0) -> None:
         """Stop following and answering; who waits gets an error. Idempotent; does nothing in a forked child."""
@@ -107,12 +130,16 @@ class Feed:
 
     def _follow(self) -> None:
         try:
-            self._take_in(None)
-            while not self._closed and not self._ended():
+            while not self._closed:
                 try:
-                    self._reader.poll(_POLL_S)
+                    self._need()
                     self._take_in(None)
-                except LedgerUnavailable as error:  # reaches all who wait; those who come later may find it back
+                    if self._ended():
+                        self._rest()
+                    else:
+                        self._reader.poll(_POLL_S)
+                        self._take_in(None)
+                except (LedgerUnavailable, StoreError) as error:  # reaches all who wait; it may be there again soon
                     self._take_in(error)
                     with self._news:
                         self._news.wait_for(lambda: self._closed, _AGAIN_S)
@@ -126,6 +153,62 @@ class Feed:
                 self._news.wait_for(lambda: self._closed)
             self._reader.close()
 
+    def _rest(self) -> None:
+        """All is over, and the connection is let go of, until somebody wants to know more."""
+        self._reader.rest()
+        with self._news:
+            self._news.wait_for(lambda: self._closed or self._moved or bool(self._doubted) or bool(self._asked))
+
+    def _need(self) -> None:
+        """Tell the ledger what is read now and next, and look for what could not be opened."""
+        with self._news:
+            if not self._moved and not self._doubted:
+                return
+            self._moved, doubted = False, set(self._doubted)
+            shards = self._window()
+        try:
+            self._reader.doubt(sorted(doubted))
+            self._reader.need([*shards, *sorted(doubted.difference(shards))])
+        except IngestError:
+            self._moved = True
+            raise
+        with self._news:
+            self._doubted -= doubted
+            self._news.notify_all()
+
+    def _window(self) -> list[int]:
+        """The shards that are read, and of those that come next as many as half of the store has room for, among the
+        ranks of this node. How large one is, is known when it has landed; till then it is as large as the others."""
+        read, ahead = (
+            list(dict.fromkeys(self._layouts[self._shard_at(at)].shard for at in positions))
+            for positions in (self._windows.read, self._windows.ahead)
+        )
+        budget = self._reader.budget_bytes
+        if self._keep or budget is None:
+            return list(dict.fromkeys([*read, *ahead]))
+        sizes = {n: sum(file.size for file in end.files) for n, end in self._reader.ends.items()}
+        usual = sum(sizes.values()) / len(sizes) if sizes else budget / 8
+        at_once = sum(sizes.get(n, usual) for n in read)
+        room = budget / 2 / self.share()[2] - at_once
+        if at_once * self.share()[2] > budget and not self._warned:
+            self._warned = True
+            log.warning(
+                "dataset.too_much_at_once: %d shards, about %.0f bytes, are read in turn, and the store may hold %d: "
+                "they are fetched again and again; choose shuffle='files', or a smaller shuffle_window or streams",
+                len(read),
+                at_once,
+                budget,
+                extra={"job": self._job},
+            )
+        window = dict.fromkeys(read)
+        for n in ahead:
+            if n not in window:
+                room -= sizes.get(n, usual)
+                if room < 0 and len(window) > len(read):
+                    break
+                window[n] = None
+        return list(window)
+
     def _take_in(self, error: IngestError | None) -> None:
         if error is None:
             self._look_up()
@@ -135,8 +218,8 @@ class Feed:
                     self._layouts.append(layout)
                     self._starts.append(self._files)
                     self._files += layout.files
-                self._state = self._reader.state
-                self._complete = self._reader.complete or self._state in TERMINAL_JOB
+                self._job_state = self._reader.state
+                self._complete = self._reader.complete or self._job_state in TERMINAL_JOB
             self._error = None if error is None else to_wire(error)
             self._news.notify_all()
 
@@ -150,10 +233,10 @@ class Feed:
 
     def _ended(self) -> bool:
         """Whether nothing more can come: the job as it ended is then all that this dataset will ever show."""
-        if self._state not in TERMINAL_JOB:
+        if self._job_state not in TERMINAL_JOB:
             return False
         ends = self._reader.ends
-        return self._state == "cancelled" or all(layout.shard in ends for layout in self._layouts)
+        return self._job_state == "cancelled" or all(layout.shard in ends for layout in self._layouts)
 
     # -- answering ---------------------------------------------------------------------------------------------------
 
@@ -167,50 +250,81 @@ class Feed:
             return to_wire(IngestError(f"{type(error).__name__}: {error}"))
 
     def _begin(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        rank, world = self._share()
-        return {"epoch": self.epoch, "rank": rank, "world": world}
+        rank, world, local_world = self.share()
+        with self._news:
+            state = None if request["worker"] in self._went_on else self._state
+            self._went_on.add(request["worker"])
+            self.begun = self._epoch, state
+            return {"rank": rank, "world": world, "local_world": local_world, "epoch": self._epoch, "state": state}
 
     def _extent(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """``{"files", "complete", "failures"}`` once ``at_least`` files are known or no more will be."""
         if not self._wait(lambda: self._files >= request["at_least"] or self._complete, request["wait_s"]):
             return {"pending": True}
-        if self._files < request["at_least"] and self._state == "cancelled":
+        if self._files < request["at_least"] and self._job_state == "cancelled":
             return self._given_up(self._job, "cancelled")
         failures = [failure.to_json() for failure in self._plan_failures or ()]
         return {"files": self._files, "complete": self._complete, "failures": failures}
 
     def _file(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """``{"files": [{"path", "source"}, …]}`` or ``{"failure", "cancelled"}`` of that place, once its shard has
-        ended."""
-        position = request["position"]
-        number = bisect_right(self._starts, position) - 1
+        """``{"files": [{"name", "source", "digest", …}, …]}`` or ``{"failure", "cancelled"}`` of that place,
+        once its shard has ended."""
+        entry = self._entry(request["position"], request["wait_s"])
+        if isinstance(entry, Mapping):
+            return entry
+        fields = ("name", "source", "digest", "samples", "size", "reused")
+        return {"files": [{field: getattr(file, field) for field in fields} for file in entry]}
+
+    def _is_over(self, shard: int) -> bool:
+        return shard in self._reader.ends and shard not in self._doubted
+
+    def _paths(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """``{"paths": […]}`` of the files there, which have landed."""
+        entry = self._entry(request["position"], 0.0)
+        if isinstance(entry, Mapping):
+            raise IngestError(f"file {request['position']} of job {self._job} is tried again just now")
+        return {"paths": [str(file.path) for file in entry]}
+
+    def _entry(self, position: int, wait_s: float) -> Sequence[LocalFile] | Mapping[str, Any]:
+        """The files at that place; or the answer why there are none, or not yet."""
+        number = self._shard_at(position)
         layout, place = self._layouts[number], position - self._starts[number]
         name = f"{self._job}.{layout.shard}"
-        if not self._wait(lambda: layout.shard in self._reader.ends or self._state == "cancelled", request["wait_s"]):
+        if not self._wait(lambda: self._is_over(layout.shard) or self._job_state == "cancelled", wait_s):
             return {"pending": True}
         end = self._reader.ends.get(layout.shard)
         if end is None:  # given up with its job; or over for a moment, and tried again
-            return self._given_up(name, "cancelled") if self._state == "cancelled" else {"pending": True}
+            return self._given_up(name, "cancelled") if self._job_state == "cancelled" else {"pending": True}
         entries = self._sorted(layout, end)
         if place >= len(entries):
             return self._given_up(name, end.state)
         entry = entries[place]
         if isinstance(entry, Failure):
             return {"failure": entry.to_json(), "cancelled": end.state == "cancelled"}
-        return {"files": [{"path": str(file.path), "source": file.source} for file in entry]}
+        return entry
 
-    def _passed(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A consumer needs the files at these positions no more. What all of this process have passed is released."""
+    def _move(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A worker reads the files at these positions now and next."""
         with self._news:
-            for position in request["positions"]:
-                number = bisect_right(self._starts, position) - 1
-                self._passes.add(self._layouts[number], position, request["worker"], request["workers"])
-            shards = self._passes.take()
-        try:
-            self._reader.release(shards)
-        except LedgerUnavailable:
-            with self._news:
-                self._passes.put_back(shards)
+            self._windows.move(request["read"], request["ahead"], request["worker"], request["workers"])
+            self._moved = True
+            self._news.notify_all()
+        return {}
+
+    def _doubt(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The file there could not be opened: nobody is told that it is there until it has been looked for."""
+        with self._news:
+            self._doubted.add(self._layouts[self._shard_at(request["position"])].shard)
+            self._news.notify_all()
+        return {}
+
+    def _shard_at(self, position: int) -> int:
+        """The number in the order of the shard that has that file."""
+        return bisect_right(self._starts, position) - 1
+
+    def _report(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        with self._news:
+            self.totals.add(request["tally"])
         return {}
 
     def _why(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -218,7 +332,7 @@ class Feed:
         position = request["position"]
         if position is None:
             return {"why": f"its plan: {self._files} files are known so far, and more are expected"}
-        shard = self._layouts[bisect_right(self._starts, position) - 1].shard
+        shard = self._layouts[self._shard_at(position)].shard
         with self._news:
             self._reasons.pop(shard, None)
             self._asked.add(shard)

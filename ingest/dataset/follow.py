@@ -5,27 +5,37 @@ The feed is asked directly in the process that made it, and over its socket ever
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ingest.dataset.relay import from_wire
+from ingest.dataset.stats import Tally
 from ingest.dataset.wire import Ask
 from ingest.errors import WaitTimeout
 from ingest.model import Failure
 
+log = logging.getLogger(__name__)
+
+_SPEAK_S = 5.0  # a wait that is longer says what it waits for
+_AGAIN_S = 30.0  # and again so often
+_BLINK_S = 0.01  # an answer that takes longer was waited for
 _SLICE_S = 1.0  # an answer never takes longer than this to say "not yet", so that the feed sees who has gone away
 
 
 @dataclass(frozen=True)
 class Begin:
-    """What an iterator has to know of its process: the epoch, and which rank of how many it is in."""
+    """What an iterator has to know of its process: which rank of how many it is in, of ``local_world`` on its node, and
+    the epoch; ``state`` where it goes on, if not at the beginning."""
 
-    epoch: int
     rank: int
     world: int
+    local_world: int
+    epoch: int
+    state: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -39,10 +49,15 @@ class Extent:
 
 @dataclass(frozen=True)
 class Landed:
-    """A file to read."""
+    """A file that was fetched, wherever it lies. ``samples`` where its format said how many; ``reused`` where it was in
+    the store already."""
 
-    path: Path
+    name: str
     source: str
+    digest: str
+    samples: int | None
+    size: int
+    reused: bool
 
 
 @dataclass(frozen=True)
@@ -58,15 +73,16 @@ class Follower:
 
     def __init__(self, ask: Ask, job: str, timeout_s: float) -> None:
         self._ask, self._job, self._timeout_s = ask, job, timeout_s
+        self.tally = Tally()
         self._extent = Extent(0, False)
-        self._passed: list[int] = []
 
-    def begin(self) -> Begin:
-        return Begin(**self._answer({"ask": "begin"}))
+    def begin(self, worker: int, workers: int) -> Begin:
+        return Begin(**self._answer({"ask": "begin", "worker": worker, "workers": workers}))
 
     def extent(self, at_least: int) -> Extent | Missing:
-        """The extent of the order, once it has that many files or is all; Missing when the job was cancelled before."""
-        if self._extent.files < at_least and not self._extent.complete:
+        """The extent of the order, once it has that many files or is all; Missing when the job was cancelled before.
+        ``at_least=0``: what it is by now."""
+        if (self._extent.files < at_least or not at_least) and not self._extent.complete:
             answer = self._wait({"ask": "extent", "at_least": at_least}, None)
             if "failure" in answer:
                 return _missing(answer)
@@ -80,16 +96,23 @@ class Follower:
         answer = self._wait({"ask": "file", "position": position}, position)
         if "failure" in answer:
             return _missing(answer)
-        return [Landed(Path(file["path"]), file["source"]) for file in answer["files"]]
+        return [Landed(**file) for file in answer["files"]]
 
-    def passed(self, position: int) -> None:
-        """The file there is needed no more; told with :meth:`tell`."""
-        self._passed.append(position)
+    def paths(self, position: int) -> list[Path]:
+        """Where those files are. Raises NotLocalError or StoreError for one that cannot be read here."""
+        return [Path(path) for path in self._answer({"ask": "paths", "position": position})["paths"]]
 
-    def tell(self, worker: int, workers: int) -> None:
-        if self._passed:
-            positions, self._passed = self._passed, []
-            self._answer({"ask": "passed", "positions": positions, "worker": worker, "workers": workers})
+    def move(self, read: Sequence[int], ahead: Sequence[int], worker: int, workers: int) -> None:
+        """These files are read by this worker now, and these are next, nearest first."""
+        self._answer({"ask": "move", "read": read, "ahead": ahead, "worker": worker, "workers": workers})
+
+    def doubt(self, position: int) -> None:
+        """A file there cannot be read any more: it is looked for, and fetched again if it is gone."""
+        self._answer({"ask": "doubt", "position": position})
+
+    def report(self) -> None:
+        """Tell what feeding has cost so far."""
+        self._answer({"ask": "report", "tally": self.tally.take()})
 
     def _answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         answer = self._ask(request)
@@ -98,15 +121,22 @@ class Follower:
         return answer
 
     def _wait(self, request: Mapping[str, Any], position: int | None) -> Mapping[str, Any]:
-        deadline = time.monotonic() + self._timeout_s
+        begun = time.monotonic()
+        speak_s = _SPEAK_S
         while True:
-            left_s = deadline - time.monotonic()
-            answer = self._answer({**request, "wait_s": max(0.0, min(left_s, _SLICE_S))})
+            waited_s = time.monotonic() - begun
+            answer = self._answer({**request, "wait_s": max(0.0, min(self._timeout_s - waited_s, _SLICE_S))})
             if "pending" not in answer:
+                took_s = time.monotonic() - begun
+                if took_s > _BLINK_S:
+                    self.tally.waited(took_s)
                 return answer
-            if left_s <= 0:
+            if waited_s >= min(speak_s, self._timeout_s):
                 why = self._answer({"ask": "why", "position": position})["why"]
-                raise WaitTimeout(self._job, self._timeout_s, why)
+                if waited_s >= self._timeout_s:
+                    raise WaitTimeout(self._job, self._timeout_s, why)
+                log.warning("dataset.waiting %.0f s for %s", waited_s, why, extra={"job": self._job, "reason": why})
+                speak_s += _AGAIN_S
 
 
 def _missing(answer: Mapping[str, Any]) -> Missing:

@@ -1,101 +1,271 @@
-"""Which files and samples an iterator reads, and in which order: pure functions of the job's order, seed and epoch.
+"""Which sample is the i-th of an epoch: a pure function of seed, epoch and the job's files with their sample counts.
 
-Consumers are the DataLoader workers of all ranks. With at least as many files as consumers, the file at place *s* of
-the (shuffled) order goes to consumer *s* mod *n*; with fewer, every consumer reads every file and takes every *n*-th
-sample. All decide alike, because each waits until *n* files are known or the order is complete. Every rank must
-therefore have the same number of workers.
+Files, shuffled or not, are dealt to a fixed number of *streams*: the next file goes to the stream that comes to its
+end first. Within a stream samples are shuffled in bounded blocks, and the streams are read in turn, a sample each. So
+the order knows nothing of ranks, workers or arrival, and is laid out as far as it is asked for and no further.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from random import Random
-from typing import Any
+import hashlib
+import heapq
+import sys
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple, Protocol
 
-from ingest.dataset.follow import Extent
+from ingest.dataset.shuffle import Extent, Groups, Places, Plain, Window
 
-#: Files are shuffled within windows of this many. A window can be laid out as soon as its files are *known*, long
-#: before they have landed, so that shuffling never waits for a job to be complete.
-WINDOW_FILES = 16
-#: Samples are shuffled within a buffer of at most this many and, where sizes can be seen, about this many bytes.
-BUFFER_SAMPLES = 1000
-BUFFER_BYTES = 64 << 20
+
+class Entry(NamedTuple):
+    """A file as the order sees it: how many samples it has (0 where it is left out), and what makes it another one."""
+
+    samples: int
+    identity: str = ""
+
+
+class Catalog(Protocol):
+    """What an order must know of a job. Both wait until it is known."""
+
+    def extent(self, at_least: int) -> Extent:
+        """Once so many files are known, or no more will be."""
+
+    def entry(self, position: int) -> Entry:
+        """What the file there is."""
 
 
 @dataclass(frozen=True)
-class Share:
-    """One consumer's part: number ``consumer`` of ``consumers``, in whole files or in every n-th sample."""
+class Recipe:
+    """What an order is made by, beside the job: equal recipes over equal files give equal orders.
 
-    consumer: int
-    consumers: int
-    by_file: bool
+    ``shuffle`` is one of :data:`~ingest.dataset.shuffle.KINDS`, of files within windows of ``files`` files, of samples
+    in blocks of ``window`` samples. ``streams`` is how many are read in turn.
+    """
 
-    def has_file(self, place: int) -> bool:
-        return not self.by_file or place % self.consumers == self.consumer
-
-    def first_sample(self, place: int) -> int:
-        """The first sample of the file at ``place`` that is ours, of which then every n-th is (all of them, by file).
-
-        It moves on with the place, or files of one sample each would all be the first consumer's.
-        """
-        return 0 if self.by_file else (self.consumer - place) % self.consumers
+    seed: int = 0
+    epoch: int = 0
+    shuffle: str = "none"
+    files: int = 1024
+    window: int = 4096
+    streams: int = 1
 
     @property
-    def step(self) -> int:
-        return 1 if self.by_file else self.consumers
+    def random(self) -> str:
+        return f"{self.seed}/{self.epoch}"
 
 
-def consumer_of(rank: int, world: int, worker: int, workers: int) -> tuple[int, int]:
-    """``(consumer, consumers)``; neighbours in the order go to different ranks, so that all of them start early."""
-    return worker * world + rank, world * workers
+class Pick(NamedTuple):
+    """Samples of one file: their ``numbers`` in it, and their ``slots`` among those that were asked for together."""
+
+    position: int
+    numbers: Sequence[int]
+    slots: Sequence[int]
 
 
-def places(extent: Callable[[int], Extent], shuffle: str | None) -> Iterator[tuple[int, int]]:
-    """``(place, position)`` of every file: its place in the order of reading and its position in the job's order.
+@dataclass
+class Stream:
+    """The files dealt to one stream so far: positions in the job's order, and the offset at which each ends. ``laid``
+    is the block of its samples that is read at present, from offset ``first`` on."""
 
-    ``extent(n)`` waits until n files are known or no more will be; ``shuffle`` seeds permutations; None is no shuffle.
+    files: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    shuffle: Plain = field(default_factory=Plain)
+    first: int = 0
+    laid: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def samples(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def find(self, offset: int, *, wait: bool) -> tuple[int, int] | None:
+        """``(position, number)`` of the sample that is given at that place of the stream, which has one there; None
+        where it might have to wait for that, and is not to."""
+        if type(self.shuffle) is Plain:
+            return self._at(offset)
+        if not self.first <= offset < self.first + len(self.laid):
+            if not wait:
+                return None
+            self.first, sources = self.shuffle.block(offset)
+            self.laid = [self._at(source) for source in sources]
+        return self.laid[offset - self.first]
+
+    def _at(self, offset: int) -> tuple[int, int]:
+        at = bisect_right(self.ends, offset)
+        return self.files[at], offset - (self.ends[at - 1] if at else 0)
+
+
+class Streams:
+    """Deals files to streams as they are asked for.
+
+    ``dealt`` are their positions, in the order of dealing, and ``starts`` the offset of each in its stream. It never
+    falls, as the next file always goes to the shortest stream. ``read`` are those that are not over.
     """
-    window = 1 if shuffle is None else WINDOW_FILES
-    start = 0
-    while True:
-        known = extent(start + window)
-        positions = list(range(start, min(start + window, known.files)))
-        if shuffle is not None:
-            Random(f"{shuffle}/{start}").shuffle(positions)
-        yield from enumerate(positions, start)
-        if len(positions) < window:
-            return
-        start += window
+
+    def __init__(self, catalog: Catalog, recipe: Recipe) -> None:
+        self.each = [Stream() for _ in range(recipe.streams)]
+        self.dealt: list[int] = []
+        self.starts: list[int] = []
+        self.read: dict[int, None] = {}
+        self.complete = False
+        self._chain = [b""]
+        self._catalog = catalog
+        self._places = Places(catalog.extent, recipe.files, recipe.random if recipe.shuffle != "none" else None)
+        # Shortest first, then who has the fewest files: the first files go to a stream each before any has landed.
+        self._heap = [(0, 0, number) for number in range(recipe.streams)]
+
+    def deal(self) -> bool:
+        """Deal one more file, waiting until its samples are counted. False when there is none."""
+        position = None if self.complete else next(self._places, None)
+        if position is None:
+            self.complete = True
+            return False
+        length, files, number = self._heap[0]
+        entry = self._catalog.entry(position)
+        end = length + entry.samples
+        link = self._chain[-1] + f"{entry.samples} {entry.identity}".encode()
+        self._chain.append(hashlib.sha256(link).digest()[:16])
+        self.each[number].files.append(position)
+        self.each[number].ends.append(end)
+        self.dealt.append(position)
+        self.read[position] = None
+        self.starts.append(length)
+        heapq.heapreplace(self._heap, (end, files + 1, number))
+        return True
+
+    def ahead(self, count: int) -> list[int]:
+        """The next that will be dealt, as far as they are known; waits for nothing."""
+        return self._places.ahead(count)
+
+    def print_of(self, files: int) -> str:
+        """The fingerprint of the first files that were dealt."""
+        return self._chain[files].hex()
+
+    def length(self, number: int, wanted: int) -> int:
+        """Samples of that stream: at least ``wanted``, or all that it will ever have."""
+        while self.each[number].samples < wanted and self.deal():
+            pass
+        return self.each[number].samples
+
+    def shortest(self, wanted: int) -> int:
+        """Samples of the shortest: at least ``wanted``, or what it is when all files are dealt."""
+        while self._heap[0][0] < wanted and self.deal():
+            pass
+        return self._heap[0][0]
 
 
-def _weight(sample: Any) -> int:
-    values = sample.values() if isinstance(sample, dict) else (sample,)
-    return sum(len(value) for value in values if isinstance(value, bytes | str))
+class Order:
+    """The samples of one epoch by their place in it. Whoever asks waits for the files that the answer depends on."""
 
+    def __init__(self, catalog: Catalog, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.streams = Streams(catalog, recipe)
+        for number, stream in enumerate(self.streams.each):
+            stream.shuffle = self._shuffle(number)
+        self._over = [0] * recipe.streams  # of each stream, how many files
+        self._tail: list[tuple[int, int, list[int]]] | None = None
 
-def mixed(samples: Iterator[Any], seed: str) -> Iterator[Any]:
-    """The samples through a shuffle buffer that fills while it is read: one sample leaves for every two that enter.
+    def _shuffle(self, number: int) -> Plain:
+        seed, window = f"{self.recipe.random}/{number}", self.recipe.window
+        length = partial(self.streams.length, number)
+        if self.recipe.shuffle == "window":
+            return Window(seed, window, length)
+        if self.recipe.shuffle == "blocks":
+            return Groups(seed, window, self.streams.each[number].ends, length)
+        return Plain()
 
-    The first comes out at once, and what comes when depends on the samples alone, never on how fast files land.
-    """
-    random = Random(seed)
-    held: list[Any] = []
-    held_bytes = 0
-    for number, sample in enumerate(samples):
-        held.append(sample)
-        held_bytes += _weight(sample)
-        due = number % 2 == 0
-        while held and (due or len(held) > BUFFER_SAMPLES or held_bytes > BUFFER_BYTES):
-            due = False
-            taken = _take(held, random)
-            held_bytes -= _weight(taken)
-            yield taken
-    while held:
-        yield _take(held, random)
+    def count(self) -> int:
+        """All samples of the epoch. Deals all files."""
+        self.streams.shortest(sys.maxsize)
+        return sum(stream.samples for stream in self.streams.each)
 
+    def has(self, place: int) -> bool:
+        """Whether the epoch has a sample there."""
+        return bool(self.locate(range(place, place + 1)))
 
-def _take(held: list[Any], random: Random) -> Any:
-    place = random.randrange(len(held))
-    held[place], held[-1] = held[-1], held[place]
-    return held.pop()
+    def locate(self, places: range) -> list[Pick]:
+        """Where the samples at these places of the epoch are, file by file: that of the first place, and of those
+        behind it as many as are known without waiting for another file. None where the epoch is over."""
+        if self.recipe.streams == 1 and type(self.streams.each[0].shuffle) is Plain:
+            return self._run(places)
+        found: dict[int, tuple[list[int], list[int]]] = {}
+        for slot, (position, number) in enumerate(self._known(places)):
+            numbers, slots = found.setdefault(position, ([], []))
+            numbers.append(number)
+            slots.append(slot)
+        return [Pick(position, *both) for position, both in found.items()]
+
+    def _run(self, places: range) -> list[Pick]:
+        """One stream, as it is: a range of places is a range in one of its files."""
+        (stream,) = self.streams.each
+        if self.streams.length(0, places[0] + 1) <= places[0]:
+            return []
+        at = bisect_right(stream.ends, places[0])
+        start = stream.ends[at - 1] if at else 0
+        within = places[: bisect_left(places, stream.ends[at])]
+        numbers = range(within.start - start, within.stop - start, within.step)
+        return [Pick(stream.files[at], numbers, range(len(within)))]
+
+    def _known(self, places: range) -> Iterator[tuple[int, int]]:
+        streams, count = self.streams, self.recipe.streams
+        for place in places:
+            first = place == places.start
+            number, offset = divmod(place, count)[::-1]
+            if streams.shortest(offset + 1 if first else 0) <= offset:
+                if not streams.complete:
+                    return
+                number, offset = self._turn(place)
+                if offset >= streams.each[number].samples:
+                    return
+            found = streams.each[number].find(offset, wait=first)
+            if found is None:
+                return
+            yield found
+
+    def _turn(self, place: int) -> tuple[int, int]:
+        """``(stream, offset)`` of a place when all files are dealt: streams that are at their end are left out."""
+        if self._tail is None:
+            self._tail = list(self._turns())
+        at = bisect_right(self._tail, place, key=lambda piece: piece[0]) - 1
+        first, offset, numbers = self._tail[at]
+        rounds, turn = divmod(place - first, len(numbers))
+        return numbers[turn], offset + rounds
+
+    def _turns(self) -> Iterator[tuple[int, int, list[int]]]:
+        """Pieces in which the same streams take turns: first place, offset of all of them there, and their numbers. The
+        last one has no end: beyond it no stream has any more."""
+        lengths = [stream.samples for stream in self.streams.each]
+        place = offset = 0
+        for length in sorted({length for length in lengths if length}):
+            numbers = [number for number, samples in enumerate(lengths) if samples >= length]
+            yield place, offset, numbers
+            place, offset = place + (length - offset) * len(numbers), length
+        yield place, sys.maxsize >> 1, [0]
+
+    def files_before(self, place: int) -> int:
+        """How many of the files that were dealt have given samples before that place of the epoch."""
+        count = self.recipe.streams
+        even = self.streams.shortest(place // count + 1) > place // count
+        offset = -(-place // count) if even else self._turn(place)[1] + 1
+        return bisect_left(self.streams.starts, offset)
+
+    def over(self, place: int | None) -> list[int]:
+        """The files all of whose samples come before that place, which has been come to, and that were not named
+        before; all that are left where it is None. Waits for nothing."""
+        streams = self.streams
+        offset = sys.maxsize if place is None else place // self.recipe.streams
+        if place is not None and streams.complete and streams.shortest(0) <= offset:
+            offset = self._turn(place)[1]
+        found = []
+        for number, stream in enumerate(streams.each):
+            ended = place is None or (streams.complete and offset >= stream.samples)
+            floor = stream.samples if ended else stream.shuffle.floor(offset)
+            at = self._over[number]
+            while at < len(stream.files) and stream.ends[at] <= floor:
+                found.append(stream.files[at])
+                at += 1
+            self._over[number] = at
+        for position in found:
+            del streams.read[position]
+        return found

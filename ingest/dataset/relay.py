@@ -7,7 +7,8 @@ message: ``except WaitTimeout`` works whatever ``num_workers`` is, but only the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ingest import errors
@@ -36,6 +37,20 @@ globals().update(_TWINS)  # pickle finds a class by its name in its module; the 
 def twin(error: errors.IngestError) -> errors.IngestError:
     """The error as it can leave a DataLoader worker."""
     return _TWINS.get(type(error).__name__, FromWorker)(str(error))
+
+
+@contextmanager
+def relayed() -> Iterator[None]:
+    """What is raised inside leaves as its twin."""
+    try:
+        yield
+    except errors.IngestError as error:
+        raise twin(error) from error
+
+
+def relaying(samples: Iterator[Any]) -> Iterator[Any]:
+    with relayed():
+        yield from samples
 
 
 def to_wire(error: errors.IngestError) -> dict[str, Any]:

@@ -1,133 +1,152 @@
-"""One iterator over one consumer's share of a job: file by file, each read by its format. No torch here."""
+"""One iterator over one share of an epoch: where its samples are, reading them, and where it stands. No torch here."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
-from itertools import islice
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from ingest.dataset import formats, order
-from ingest.dataset.follow import Extent, Follower, Landed, Missing
-from ingest.dataset.formats import decoders
-from ingest.dataset.formats.decoders import Decoder
-from ingest.errors import JobFailed, UsageError
+from ingest.dataset import resume
+from ingest.dataset.follow import Follower
+from ingest.dataset.library import Library
+from ingest.dataset.options import SKIPPED, Options
+from ingest.dataset.order import Order, Pick
+from ingest.dataset.resume import Part, State
+from ingest.dataset.share import Share, turn_of
+from ingest.errors import UsageError
 
-log = logging.getLogger(__name__)
-
-ON_FAILURE = ("raise", "skip")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to read; checked when it is made, in the user's own process. Travels to DataLoader workers by pickle."""
-
-    shuffle: bool = False
-    seed: int = 0
-    format: str | None = None
-    columns: tuple[str, ...] | None = None
-    decode: bool | Mapping[str, Decoder] = False
-    read: Callable[[Path], Iterable[Any]] | None = None
-    timeout_s: float = 300.0
-    on_failure: str = "raise"
-    keep: bool = True
-
-    def __post_init__(self) -> None:
-        if self.timeout_s <= 0:
-            raise UsageError(f"timeout={self.timeout_s:g}: give the seconds to wait for the next shard, above 0")
-        if self.on_failure not in ON_FAILURE:
-            raise UsageError(f"on_failure={self.on_failure!r}: use one of {', '.join(ON_FAILURE)}")
-        if self.format is not None:
-            formats.by_name(self.format)
-        if self.read is not None and (self.format, self.columns, self.decode) != (None, None, False):
-            raise UsageError("read= gives a file's samples by itself: leave out format=, columns= and decode=")
+#: Files beyond those that are read that are asked for by then, at most.
+AHEAD = 32
 
 
-def columns_of(columns: Sequence[str] | None) -> tuple[str, ...] | None:
-    if isinstance(columns, str):
-        raise UsageError(f"columns={columns!r}: give a list of names")
-    return None if columns is None else tuple(columns)
+class Reading:
+    """The samples of one DataLoader worker of one rank (or of a rank without workers), from the beginning of the epoch
+    or from ``state`` on. ``epoch``, ``start`` and ``given`` say where it stands: so many samples since that place."""
+
+    def __init__(
+        self, follower: Follower, options: Options, job: str, worker: int, workers: int, state: State | None = None
+    ) -> None:
+        begin = follower.begin(worker, workers)
+        if state is None and begin.state is not None:
+            state = State.from_json(begin.state)
+        if options.on_bad == "skip" and begin.world > 1 and options.tail != "uneven":
+            raise UsageError(
+                "on_bad='skip' leaves some ranks with fewer samples, and the others would wait for them: give a "
+                "function that says what stands in for a bad sample, or tail='uneven'"
+            )
+        epoch = begin.epoch if state is None else state.recipe.epoch
+        self._follower, self._options, self._job = follower, options, job
+        self._from = state and state.fits(options.recipe(epoch))
+        self.start = state.samples if state else 0
+        self.given = _given(state, begin.world, worker, workers) if state else 0
+        turn = turn_of(begin.rank, begin.world, begin.local_world)
+        self.share = Share(turn, begin.world, worker, workers, options.batch_size, options.tail, self.start)
+        self._rank = begin.rank
+        self.library = Library(follower, options, job, self._tell)
+        self.order = Order(self.library, options.recipe(epoch))
+        self._window: tuple[list[int], list[int]] | None = None
+
+    def state(self) -> State:
+        """Where it stands: of a rank without workers the place that all ranks have come to, of a worker its part."""
+        share = self.share
+        if share.workers == 1:
+            place = self.start + self.given * share.world
+            return resume.at(self.order, self._job, place)
+        part = Part(self._rank, share.world, share.worker, share.workers, share.batch, self.given)
+        return resume.at(self.order, self._job, self.start, part)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            if self._from is not None:
+                self._from.check(self.order, self._job)
+            for numbers in self.share.lumps(self.given):
+                while numbers:
+                    picks = self._picks(numbers)
+                    found = sum(len(pick.numbers) for pick in picks)
+                    yield from self._give(self.library.read(picks, found))
+                    numbers = numbers[found:]
+                    if not found:
+                        break
+                if numbers:
+                    yield from self._give(self._again(numbers))
+                    break
+            self._move(None)
+            self._follower.report()
+        finally:
+            self.library.close()
+
+    def _give(self, samples: Iterator[Any]) -> Iterator[Any]:
+        for sample in samples:
+            self.given += 1
+            if sample is not SKIPPED:
+                self._follower.tally.gave()
+                yield sample
+
+    def _picks(self, numbers: range) -> list[Pick]:
+        """Where the first of these numbers of the rank are, as far as that is known; none at the end of the epoch."""
+        share, places = self.share, self.share.places(numbers)
+        self._move(places[0])
+        picks = self.order.locate(places)
+        if share.tail != "drop" or not picks:
+            return picks
+        # Every rank is to have as many: what is given here must be followed by a sample for each of the others.
+        found = sum(len(pick.numbers) for pick in picks)
+        if self.order.has(self.start + (numbers[found - 1] + 1) * share.world - 1):
+            return picks
+        mine = numbers[: len(range(numbers.start, share.most(self.order.count()), numbers.step))]
+        return self.order.locate(share.places(mine)) if mine else []
+
+    def _again(self, numbers: range) -> Iterator[Any]:
+        """What stands in beyond the end of the epoch, so that ranks have as many: the rank's own last sample."""
+        share, samples = self.share, self.order.count()
+        if samples < share.world > 1 and not self.start and (share.tail != "pad" or not samples):
+            raise UsageError(
+                f"job {self._job} has {samples} samples for {share.world} ranks: some would have none, and the others "
+                "would wait for them; use fewer ranks, or tail='pad'"
+            )
+        mine = numbers[: len(range(numbers.start, share.most(samples), numbers.step))]
+        for place in share.places(mine) if share.tail == "pad" else ():
+            place = share.again(place, samples)
+            yield from self.library.read(self.order.locate(range(place, place + 1)), 1)
+
+    def _move(self, place: int | None) -> None:
+        """What comes before that place is over; at the end (None) all is."""
+        for position in self.order.over(place):
+            self.library.forget(position)
+        self._tell(None, over=place is None)
+
+    def _tell(self, dealt: int | None, *, over: bool = False) -> None:
+        """Tell the feed which files are read and which are next, the one that is dealt just now among them: before it
+        is waited for, since it is fetched before what nobody needs, and may need the space of those that are over."""
+        streams = self.order.streams
+        read = [] if over else [*streams.read, *([] if dealt is None else [dealt])]
+        window = read, [] if over else streams.ahead(AHEAD)
+        if window != self._window:
+            self._window = window
+            self._follower.move(*window, self.share.worker, self.share.workers)
 
 
-def stream(follower: Follower, options: Options, job: str, worker: int, workers: int) -> Iterator[Any]:
-    """Every sample of consumer (this rank, ``worker`` of ``workers``) for the epoch that the feed says.
-
-    Raises WaitTimeout, JobFailed, DataError, NotLocalError, StoreError and LedgerUnavailable when the order gets there.
-    """
-    begin = follower.begin()
-    consumer, consumers = order.consumer_of(begin.rank, begin.world, worker, workers)
-    seed = f"{options.seed}/{begin.epoch}"
-    extent = partial(_extent, follower, options.on_failure)
-    share = order.Share(consumer, consumers, by_file=extent(consumers).files >= consumers)
-    places = order.places(extent, seed if options.shuffle else None)
-    if not options.keep:
-        places = _told(follower, share, places, worker, workers)
-    samples = _in_order(follower, options, job, share, places)
-    return order.mixed(samples, f"{seed}/{consumer}/{consumers}") if options.shuffle else samples
+def _given(state: State, world: int, worker: int, workers: int) -> int:
+    part = state.part
+    if part is None:
+        return 0
+    if (part.world, part.worker, part.workers) != (world, worker, workers):
+        raise UsageError(
+            f"this is the state of worker {part.worker} of {part.workers}, one of {part.world} ranks, and here is "
+            f"worker {worker} of {workers}, one of {world}: for another layout load "
+            "StreamingDataset.state_of(the loader's state) into the dataset instead"
+        )
+    return part.given
 
 
-def _extent(follower: Follower, on_failure: str, at_least: int) -> Extent:
-    extent = follower.extent(at_least)
-    if isinstance(extent, Missing):
-        raise JobFailed([], [extent.failure])
-    if extent.failures and on_failure == "raise":
-        raise JobFailed([], extent.failures)
-    return extent
-
-
-def _told(
-    follower: Follower, share: order.Share, places: Iterator[tuple[int, int]], worker: int, workers: int
-) -> Iterator[tuple[int, int]]:
-    """The places, telling the feed which of them are passed: before the next file is asked for, which may wait for
-    their space."""
-    for place, position in places:
-        if share.has_file(place):
-            follower.tell(worker, workers)
-        yield place, position
-        follower.passed(position)
-    follower.tell(worker, workers)
-
-
-def _in_order(
-    follower: Follower, options: Options, job: str, share: order.Share, places: Iterator[tuple[int, int]]
-) -> Iterator[Any]:
-    read_so_far: list[Path] = []
-    for place, position in places:
-        if not share.has_file(place):
-            continue
-        found = follower.files(position)
-        if isinstance(found, Missing):
-            # A cancelled job is never skipped over: an epoch that ends early without a word is worse than an error.
-            if found.cancelled or options.on_failure == "raise":
-                raise JobFailed(read_so_far, [found.failure])
-            log.warning("dataset.skipped %s", found.failure, extra={"job": job, "source": found.failure.source})
-            continue
-        for file in found:
-            read_so_far.append(file.path)
-            yield from _samples(file, options, share, place)
-
-
-def _samples(file: Landed, options: Options, share: order.Share, place: int) -> Iterator[Any]:
-    ours = slice(share.first_sample(place), None, share.step)
-    if options.read is not None:
-        yield from islice(_by_user(options.read, file), ours.start, None, ours.step)
-        return
-    found = formats.by_name(options.format) if options.format else formats.detect(file.path.name)
-    # Decoding comes after the cut: what is another consumer's is not decoded here.
-    table = decoders.table(options.decode)
-    with closing(found.open(file.path, file.source, options.columns)) as samples:
-        numbers = range(len(samples))[ours]
-        for number, sample in zip(numbers, samples.take(numbers), strict=True):
-            yield decoders.apply(table, samples, number, sample) if table else sample
-
-
-def _by_user(read: Callable[[Path], Iterable[Any]], file: Landed) -> Iterator[Any]:
-    try:
-        yield from read(file.path)
-    except Exception as error:
-        error.add_note(f"while the dataset's read= was reading {file.path} ({file.source})")
-        raise
+def elastic(loader_state: Mapping[str, Any]) -> State:
+    """A rank's state out of what its StatefulDataLoader gave as its own, for any other layout."""
+    states = list(resume.states_in(loader_state))
+    state = resume.whole(states)
+    steps = loader_state.get("_steps_since_snapshot", 0)
+    part = states[0].part
+    if steps and part is not None:
+        if part.batch is None:
+            raise UsageError("a loader with snapshot_every_n_steps above 1 needs a dataset with batch_size=")
+        state = replace(state, samples=state.samples + steps * part.batch * part.world)
+    return state

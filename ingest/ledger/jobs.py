@@ -169,6 +169,12 @@ class JobLedger(SpaceLedger):
             raise UnknownJob(job)
         return {text(k): text(v) for k, v in found.items()}
 
+    def job_of(self, key: str) -> str | None:
+        """The job that was made with that key, if it is there."""
+        with self.translated():
+            found = self.redis.get(self.key("key", key))
+            return text(found) if found and self.redis.exists(self.key("job", text(found))) else None
+
     def wants_reply(self, job: str) -> bool:
         """Whether the whole job is over and asked for one Celery result under its own id (``ingest.download``)."""
         with self.translated():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader
@@ -40,3 +43,60 @@ def test_a_source_that_fails_is_named_or_skipped(service: Service, origin: Origi
         list(StreamingDataset(job, timeout=30))
     kept = list(StreamingDataset(job, timeout=30, on_failure="skip"))
     assert kept == [n * 100 + i for n in range(2) for i in range(10)]
+
+
+@pytest.mark.parametrize("how", ["deleted", "cut"])
+def test_a_file_that_is_gone_when_it_is_read_is_fetched_again(service: Service, origin: Origin, how: str) -> None:
+    urls = [origin.put(f"/{how}-{n}.jsonl", lines(n)) for n in range(3)]
+    job = service.client().submit(urls, shard_files=1)
+    path = job.paths(timeout=60)[1]
+    samples = iter(StreamingDataset(job, timeout=60))
+    got = [next(samples)]
+    if how == "deleted":
+        path.unlink()
+    else:
+        path.chmod(0o644)
+        path.write_bytes(b"{")
+    assert got + list(samples) == [n * 100 + i for n in range(3) for i in range(10)]
+    assert [origin.count(f"/{how}-{n}.jsonl") for n in range(3)] == [1, 2, 1]
+
+
+JOINED = """
+import ingest, sys
+job = ingest.distributed_job([sys.argv[1]], timeout={timeout})
+print(job.id, *(sample for sample in ingest.stream(job, timeout=30)))
+"""
+
+
+def test_one_job_for_all_ranks_whoever_comes_first(service: Service, origin: Origin, tmp_path: Path) -> None:
+    url = origin.put("/shared.jsonl", lines(1))
+    code = tmp_path / "rank.py"
+    code.write_text(JOINED.format(timeout=60))
+
+    def rank(number: int, **env: str) -> subprocess.Popen[str]:
+        own = {"RANK": str(number), "WORLD_SIZE": "3", "TORCHELASTIC_RUN_ID": "r1", "LOCAL_RANK": str(number), **env}
+        return subprocess.Popen(
+            [sys.executable, str(code), url], env={**service.env, **own}, stdout=subprocess.PIPE, text=True
+        )
+
+    waiting = [rank(1), rank(2)]
+    first = rank(0)
+    said = [(process.communicate(timeout=60)[0].split(), process.returncode) for process in (first, *waiting)]
+    assert {status for _, status in said} == {0}
+    assert len({words[0] for words, _ in said}) == 1, "one job"
+    assert [sorted(map(int, words[1:])) for words, _ in said] == [
+        [100, 103, 106, 109],
+        [101, 104, 107, 107],
+        [102, 105, 108, 108],
+    ]
+    assert origin.count("/shared.jsonl") == 1
+
+
+def test_who_waits_for_a_rank_that_is_gone_is_told(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "gone"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TimeoutError, match=r"rank 1 of 2 waited 0\.3 s for the job that local rank 0"):
+        ingest.distributed_job("http://127.0.0.1:1/x", client=service.client(), timeout=0.3)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    with pytest.raises(ingest.UsageError, match="give key="):
+        ingest.distributed_job("http://127.0.0.1:1/x", client=service.client())

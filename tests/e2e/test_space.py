@@ -139,19 +139,24 @@ def test_a_job_larger_than_the_store_comes_to_its_end_if_its_reader_lets_go(
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_dataset_reads_a_job_larger_than_the_store(
+def test_two_epochs_of_a_job_four_times_the_store(
     service: Service, origin: Origin, client: Client, workers: int
 ) -> None:
-    """In the order of its sources, in forked DataLoader workers: what all of them have read makes room for the rest."""
+    """Shuffled, in forked DataLoader workers: what is over makes room for what comes next, and is fetched again."""
     torch_data = pytest.importorskip("torch.utils.data")
     from ingest.dataset import StreamingDataset
 
-    wanted = [f"d{workers}-{n:02}.bin" for n in range(14)]
+    wanted = [f"d{workers}-{n:02}.bin" for n in range(4 * MOST // 150_000)]
     job = client.submit(put(origin, *wanted, size=150_000), shard_files=1, placement="any")
-    with closing(StreamingDataset(job, timeout=60, keep=False)) as dataset:
+    with closing(StreamingDataset(job, shuffle="files", batch_size=1, timeout=90, keep=False)) as dataset:
         loader = torch_data.DataLoader(dataset, batch_size=None, num_workers=workers)
-        got = {sample["__url__"].rpartition("/")[2]: sample["bytes"] for sample in loader}
-    assert got == {name: body(name, 150_000) for name in wanted}
+        orders = []
+        for epoch in range(2):
+            dataset.set_epoch(epoch)
+            got = {sample["__url__"].rpartition("/")[2]: sample["bytes"] for sample in loader}
+            assert got == {name: body(name, 150_000) for name in wanted}
+            orders.append(list(got))
+    assert orders[0] != orders[1]
     assert job.wait(timeout=30).state == "done"
 
 

@@ -45,7 +45,7 @@ ARROWS["ingest.client"] = set(ARROWS)
 ARROWS["ingest.dataset"] = {"ingest.client", "ingest.settings", "ingest.store", "ingest.streams", *NOUNS}
 ARROWS["ingest.embedded"] = {"ingest.errors", "ingest.sections", "ingest.sentinels", "ingest.settings"}
 ARROWS["ingest.demo"] = {"ingest.client", "ingest.dataset", "ingest.embedded", "ingest.settings", *NOUNS}
-ARROWS["ingest"] = {"ingest.app", "ingest.client", *NOUNS}
+ARROWS["ingest"] = {"ingest.app", "ingest.client", "ingest.dataset", *NOUNS}
 ARROWS["ingest.cli"] = set(ARROWS) | {"ingest"}
 #: A data node plans and counts samples as the trainer does, but knows nothing of commands, nor of who started it.
 ARROWS["workers"] = set(ARROWS) - {"ingest", "ingest.cli", "ingest.demo", "ingest.embedded"}

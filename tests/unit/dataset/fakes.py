@@ -26,6 +26,14 @@ class FakeFile:
     path: Path
     source: str
     index: tuple[int, int]
+    digest: str = ""
+    samples: int | None = None
+    size: int = 0
+    reused: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.path.name
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class FakeJob:
     needed: list[list[int]] = field(default_factory=list)
     doubted: list[int] = field(default_factory=list)
     kept: bool = True
+    budget_bytes: int | None = None
 
     def __post_init__(self) -> None:
         self._news = threading.Condition()

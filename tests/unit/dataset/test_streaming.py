@@ -37,7 +37,7 @@ def test_all_of_it_with_fewer_and_more_files_than_consumers(
     job = finished_job(tmp_path, files, 9)
     got = []
     for rank in range(2):
-        dataset = StreamingDataset(job, shuffle=shuffle, seed=5, rank=rank, world_size=2, timeout=20)
+        dataset = StreamingDataset(job, shuffle=shuffle, seed=5, tail="uneven", rank=rank, world_size=2, timeout=20)
         got += list(loader(dataset, workers))
         dataset.close()
     assert sorted(got) == expected(files, 9)
@@ -238,6 +238,74 @@ def test_a_damaged_sample_keeps_its_class_through_a_worker(tmp_path: Path, worke
             next(samples)
 
 
+def a_bad_line(folder: Path) -> FakeJob:
+    path = folder / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for n, data in enumerate((b"0", b"one", b"2")):
+            info = tarfile.TarInfo(f"{n}.cls")
+            info.size = len(data)
+            archive.addfile(info, BytesIO(data))
+    job = FakeJob()
+    job.add(1)
+    job.end(0, [path])
+    job.tell(complete=True, state="done")
+    return job
+
+
+def instead(error: DataError) -> dict[str, object]:
+    return {"cls": str(error)[-50:]}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_sample_is_left_out_or_replaced(tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    job = a_bad_line(tmp_path)
+    with pytest.raises(DataError, match="'1', field 'cls'"):
+        list(loader(StreamingDataset(job, decode=True), 0))
+    left = loader(StreamingDataset(job, decode=True, on_bad="skip"), workers)
+    assert sorted(sample["cls"] for sample in left) == [0, 2]
+    assert workers or "dataset.bad_sample" in caplog.text
+    replaced = loader(StreamingDataset(job, decode=True, on_bad=instead), workers)
+    said = [sample["cls"] for sample in replaced if isinstance(sample["cls"], str)]
+    assert len(said) == 1 and "invalid literal" in said[0]
+
+
+def test_leaving_out_is_refused_where_ranks_must_have_as_many(tmp_path: Path) -> None:
+    job = a_bad_line(tmp_path)
+    with pytest.raises(UsageError, match="on_bad='skip' leaves some ranks with fewer"):
+        list(StreamingDataset(job, decode=True, on_bad="skip", rank=0, world_size=2))
+    options = {"decode": True, "on_bad": "skip", "tail": "uneven", "world_size": 2}
+    got = [sample["cls"] for rank in range(2) for sample in StreamingDataset(job, rank=rank, **options)]
+    assert sorted(got) == [0, 2]
+
+
+def test_a_wait_speaks(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.dataset.follow._SPEAK_S", 0.1)
+    monkeypatch.setattr("ingest.dataset.follow._SLICE_S", 0.05)
+    job = FakeJob()
+    job.add(1)
+    job.seal()
+    dataset = StreamingDataset(job, timeout=20)
+    got: list[object] = []
+    reader = threading.Thread(target=lambda: got.extend(dataset))
+    reader.start()
+    until(lambda: "shard 0: it is in the queue of node-0" in caplog.text, "the wait to speak")
+    assert caplog.text.count("dataset.waiting") == 1
+    job.end(0, [write_lines(tmp_path, "0.jsonl", [1])])
+    job.tell(state="done")
+    reader.join(20)
+    stats = dataset.stats()
+    assert got == [1] and stats["waits"] >= 1 and stats["waited_s"] >= 0.1 and stats["first_sample_s"] >= 0.1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_it_cost(tmp_path: Path, workers: int) -> None:
+    dataset = StreamingDataset(finished_job(tmp_path, 4, 5))
+    list(loader(dataset, workers))
+    stats = dataset.stats()
+    assert stats["samples"] == 20 and stats["files"] == 4 * max(1, workers) and stats["samples_per_s"] > 0
+    assert stats["hit_rate"] == 0 and stats["first_sample_s"] > 0 and stats["waited_s"] < 20
+
+
 def breaks(path: Path) -> Iterator[int]:
     raise ZeroDivisionError(path.name)
     yield 1
@@ -259,7 +327,12 @@ def test_format_and_columns_override(tmp_path: Path) -> None:
     [
         {"timeout": 0},
         {"on_failure": "ignore"},
-        {"format": "xml"},
+        {"format": "xls"},
+        {"tail": "cut"},
+        {"shuffle": "all"},
+        {"on_bad": "ignore"},
+        {"streams": 0},
+        {"batch_size": True},
         {"columns": "a"},
         {"rank": 1},
         {"rank": 2, "world_size": 2},
@@ -281,33 +354,45 @@ def test_rank_and_world_from_the_environment(tmp_path: Path, monkeypatch: pytest
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
         parts.append(list(StreamingDataset(job)))
-    assert list(itertools.chain(*parts)) == expected(2, 2) and all(parts)
+    assert list(itertools.chain(*zip(*parts, strict=True))) == expected(2, 2)
     monkeypatch.setenv("RANK", "2")
     with pytest.raises(IngestError, match="RANK='2' and WORLD_SIZE='2'"):
         list(StreamingDataset(job))
 
 
-@pytest.mark.parametrize("workers", [0, 2, 5])
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_with_keep_false_shards_are_released_once_all_workers_have_read_them(
-    tmp_path: Path, workers: int, shuffle: bool
-) -> None:
-    """Five workers are more than there are files: then each reads a part of every file."""
+def test_the_ledger_is_told_what_is_read_now_and_next(tmp_path: Path, workers: int, shuffle: bool) -> None:
     job = finished_job(tmp_path, 4, 5)
     dataset = StreamingDataset(job, keep=False, shuffle=shuffle)
-    assert sorted(loader(dataset, workers)) == expected(4, 5)
-    until(lambda: sorted(job.released) == [0, 1, 2, 3], f"all to be released: {job.released}")
+    for _ in range(2):
+        assert sorted(loader(dataset, workers)) == expected(4, 5)
+        until(lambda: job.needed and job.needed[-1] == [], f"nothing is needed in the end: {job.needed}")
+    assert not job.kept and {shard for window in job.needed for shard in window} == {0, 1, 2, 3}
     dataset.close()
 
 
-def test_a_shard_is_released_when_its_last_file_was_read_and_not_before(tmp_path: Path) -> None:
+def test_a_window_begins_with_what_is_read_and_lets_go_of_what_is_over(tmp_path: Path) -> None:
     job = FakeJob()
-    job.add(2, 1)
-    paths = [write_lines(tmp_path, f"{n}.jsonl", [n]) for n in range(3)]
+    job.add(2, 1, 1)
+    paths = [write_lines(tmp_path, f"{n}.jsonl", [n]) for n in range(4)]
     job.end(0, paths[:2])
-    job.end(1, paths[2:])
-    job.tell(complete=True, state="done")
-    samples = iter(StreamingDataset(job, keep=False, rank=0, world_size=1))
-    seen = [(next(samples), list(job.released)) for _ in range(3)]
-    assert seen == [(0, []), (1, []), (2, [0])]
-    assert list(samples) == [] and job.released == [0, 1]
+    job.end(1, paths[2:3])
+    job.tell(complete=True, state="running")
+    samples = iter(StreamingDataset(job, keep=False, timeout=30))
+    for sample, window in ((0, [0, 1, 2]), (1, [0, 1, 2]), (2, [1, 2])):
+        assert next(samples) == sample
+        until(lambda window=window: job.needed and job.needed[-1] == window, f"{window} is needed: {job.needed}")
+    job.end(2, paths[3:])
+    job.tell(state="done")
+    assert list(samples) == [3]
+
+
+def test_workers_of_an_iteration_that_was_broken_off_need_nothing(tmp_path: Path) -> None:
+    job = finished_job(tmp_path, 6, 5)
+    dataset = StreamingDataset(job, keep=False)
+    with iterating(loader(dataset, 3)) as samples:
+        next(samples)
+        until(lambda: job.needed and job.needed[-1], "something is needed")
+    assert list(dataset) == expected(6, 5)
+    until(lambda: job.needed[-1] == [], f"nothing is needed: {job.needed[-1]}")

@@ -1,0 +1,76 @@
+"""How a dataset reads its job: what the user asked for, checked once, in the user's own process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ingest.dataset import formats
+from ingest.dataset.formats.decoders import Decoder
+from ingest.dataset.order import Recipe
+from ingest.dataset.share import TAILS
+from ingest.dataset.shuffle import KINDS
+from ingest.errors import DataError, UsageError
+
+ON_FAILURE = ("raise", "skip")
+#: In the place of a sample that is left out.
+SKIPPED: Final = object()
+
+
+@dataclass(frozen=True)
+class Options:
+    """Travels to DataLoader workers by pickle."""
+
+    shuffle: str = "none"
+    shuffle_files: int = 1024
+    shuffle_window: int = 4096
+    streams: int = 1
+    seed: int = 0
+    batch_size: int | None = None
+    tail: str = "pad"
+    format: str | None = None
+    columns: tuple[str, ...] | None = None
+    decode: bool | Mapping[str, Decoder] = False
+    read: Callable[[Path], Iterable[Any]] | None = None
+    on_bad: str | Callable[[DataError], Any] = "raise"
+    timeout_s: float = 300.0
+    on_failure: str = "raise"
+    keep: bool = True
+
+    def __post_init__(self) -> None:
+        if self.timeout_s <= 0:
+            raise UsageError(f"timeout={self.timeout_s:g}: give the seconds to wait for the next shard, above 0")
+        _one_of("on_failure", self.on_failure, ON_FAILURE)
+        _one_of("shuffle", self.shuffle, KINDS)
+        _one_of("tail", self.tail, TAILS)
+        if not callable(self.on_bad):
+            _one_of("on_bad", self.on_bad, ON_FAILURE)
+        for name, least in {"shuffle_files": 1, "shuffle_window": 2, "streams": 1, "batch_size": 1}.items():
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise UsageError(f"{name}={value!r} must be a whole number, {least} or more")
+        if self.format is not None:
+            formats.by_name(self.format)
+        if self.read is not None and (self.format, self.columns, self.decode) != (None, None, False):
+            raise UsageError("read= gives a file's samples by itself: leave out format=, columns= and decode=")
+
+    def recipe(self, epoch: int) -> Recipe:
+        return Recipe(self.seed, epoch, self.shuffle, self.shuffle_files, self.shuffle_window, self.streams)
+
+
+def _one_of(name: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{name}={value!r}: use one of {', '.join(known)}")
+
+
+def shuffle_of(shuffle: bool | str) -> str:
+    """``True`` is ``"window"``."""
+    return ("window" if shuffle else "none") if isinstance(shuffle, bool) else shuffle
+
+
+def columns_of(columns: Sequence[str] | None) -> tuple[str, ...] | None:
+    if isinstance(columns, str):
+        raise UsageError(f"columns={columns!r}: give a list of names")
+    return None if columns is None else tuple(columns)

@@ -1,0 +1,73 @@
+"""What feeding costs, in numbers: counted by each iterator, brought together in the rank process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Tally:
+    """One iterator's numbers since they were last taken. ``waits`` are for files that had not landed yet."""
+
+    samples: int = 0
+    files: int = 0
+    bytes: int = 0
+    hits: int = 0
+    waits: int = 0
+    waited_s: float = 0.0
+    longest_wait_s: float = 0.0
+    first_sample_s: float | None = None
+    begun: float = field(default_factory=time.monotonic)
+
+    def waited(self, seconds: float) -> None:
+        self.waits += 1
+        self.waited_s += seconds
+        self.longest_wait_s = max(self.longest_wait_s, seconds)
+
+    def gave(self) -> None:
+        if self.first_sample_s is None:
+            self.first_sample_s = time.monotonic() - self.begun
+        self.samples += 1
+
+    def take(self) -> dict[str, Any]:
+        """The numbers, to be told; counting goes on from zero."""
+        told = {name: getattr(self, name) for name in _SUMS}
+        told |= {"longest_wait_s": self.longest_wait_s, "first_sample_s": self.first_sample_s}
+        for name in _SUMS:
+            setattr(self, name, 0)
+        return told
+
+
+_SUMS = ("samples", "files", "bytes", "hits", "waits", "waited_s")
+
+
+class Totals:
+    """Of all iterators of a rank, since the dataset was made."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Any] = dict.fromkeys(_SUMS, 0)
+        self._longest_s = 0.0
+        self._first_s: float | None = None
+        self._begun = time.monotonic()
+
+    def add(self, told: Mapping[str, Any]) -> None:
+        for name in _SUMS:
+            self._sums[name] += told[name]
+        self._longest_s = max(self._longest_s, told["longest_wait_s"])
+        firsts = [first for first in (self._first_s, told["first_sample_s"]) if first is not None]
+        self._first_s = min(firsts, default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        elapsed = time.monotonic() - self._begun
+        return {
+            **self._sums,
+            "longest_wait_s": self._longest_s,
+            "first_sample_s": self._first_s,
+            "elapsed_s": elapsed,
+            "samples_per_s": self._sums["samples"] / elapsed,
+            "bytes_per_s": self._sums["bytes"] / elapsed,
+            "hit_rate": self._sums["hits"] / self._sums["files"] if self._sums["files"] else None,
+        }

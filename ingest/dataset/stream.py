@@ -1,0 +1,250 @@
+"""A job as a stream of samples, without torch: JAX, NumPy or a plain loop iterate it as it is, and ``streaming.py``
+makes it a torch dataset."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ingest.dataset import options, relay, resume, samples
+from ingest.dataset.feed import Feed
+from ingest.dataset.follow import Follower
+from ingest.dataset.formats.decoders import Decoder
+from ingest.dataset.library import Library
+from ingest.dataset.options import Options
+from ingest.dataset.order import Order
+from ingest.dataset.protocols import Job
+from ingest.dataset.resume import State
+from ingest.dataset.samples import Reading
+from ingest.dataset.wire import Line
+from ingest.errors import DataError, UsageError
+from ingest.settings import local_world, rank_and_world
+
+_CLOSE_S = 5.0  # for the reader to let go of its connection; one poll takes a tenth of it
+_ANSWER_S = 30.0  # beyond its own deadline, for a rank process that is busy
+
+
+def rank_here(rank: int | None, world: int | None) -> tuple[int, int, int]:
+    """This process's rank, the number of ranks, and how many of them are on its node (1 where nobody says): as given,
+    else the environment's."""
+    if rank is not None and world is not None:
+        return rank, world, 1
+    return *rank_and_world(), local_world()
+
+
+class Stream:
+    """The samples of a job, from the moment the first shard of its order has landed.
+
+    The order of an epoch is a pure function of ``seed``, the epoch and the job: never of what arrived first, nor of how
+    many ranks and DataLoader workers there are. Global batches are the same on 1 rank and on 8, and resume is exact
+    under any other layout. One thread and one Redis connection per rank follow the job; DataLoader workers (fork,
+    forkserver or spawn) ask that thread over a private socket and open no connection.
+
+    - ``shuffle``: ``"files"`` permutes files (within windows of ``shuffle_files`` of the job's order); ``"window"``,
+      which is ``True``, also mixes samples with their neighbours (within about ``shuffle_window``); ``"blocks"`` mixes
+      all samples of as many whole files as have ``shuffle_window`` samples.
+    - ``batch_size`` is your DataLoader's own. With several workers it is needed for the exact order of batches: a
+      DataLoader does not tell it to its workers. Without it, samples rather than batches go from worker to worker.
+    - ``streams``: so many files are read in turn, a sample each. With as many as nodes, or a multiple, each node needs
+      the files of its own streams only. It is part of the order: choose it once.
+    - ``tail``: with ``"pad"`` ranks that would have a sample less have their last one twice; with ``"drop"`` what does
+      not divide evenly is left out; with ``"uneven"`` the first ranks have one more.
+    - ``set_epoch(n)`` before an epoch gives it another order. Without it, the epoch that was set last is repeated.
+    - ``state_dict()`` and ``load_state_dict()``: see there; StatefulDataLoader uses them by itself.
+    - ``format`` is one of ``ingest.dataset.formats.FORMATS``; by default the extension of each source's name decides.
+      ``columns`` selects columns of tables.
+    - ``decode=True`` decodes fields by extension (``ingest.dataset.formats.decoders.DECODERS``); a dict adds to that
+      table: ``{"jpg": function of bytes}``.
+    - ``on_bad``: a sample that cannot be decoded raises DataError (``"raise"``), is left out and logged (``"skip"``;
+      not where ranks must have as many), or is what your function of the DataError gives instead.
+    - ``read=function(path)`` gives a file's samples instead of all that; they are listed in memory, file by file. It
+      and the decoders must pickle under spawn.
+    - ``timeout`` is how many seconds an iterator waits for the next shard of its order before WaitTimeout.
+    - ``on_failure="raise"`` raises JobFailed, naming source and cause, when the order reaches a file that failed, and
+      as soon as the order is complete where a source could not even be planned; ``"skip"`` goes on without them. A
+      cancelled job is always an error.
+    - The files stay in the store until ``close()`` or the end of the dataset or its process. With ``keep=False`` only
+      those that are read now and next do, so that a job may be larger than the store: what was evicted is fetched again
+      when its turn comes. A file that is gone or cut short when it is opened is fetched again, once.
+    - ``rank`` and ``world_size`` come from torch.distributed where it is initialised, else from RANK and WORLD_SIZE.
+
+    Iterating raises WaitTimeout, JobFailed, DataError, NotLocalError, StoreError, ResumeError or LedgerUnavailable. Out
+    of a DataLoader worker they come with their class and message, without their fields. The dataset shows the job as it
+    first ends: after ``job.retry()``, make a new one.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        shuffle: bool | str = False,
+        seed: int = 0,
+        batch_size: int | None = None,
+        shuffle_files: int = 1024,
+        shuffle_window: int = 4096,
+        streams: int = 1,
+        tail: str = "pad",
+        format: str | None = None,
+        columns: Sequence[str] | None = None,
+        decode: bool | Mapping[str, Decoder] = False,
+        read: Callable[[Path], Iterable[Any]] | None = None,
+        on_bad: str | Callable[[DataError], Any] = "raise",
+        timeout: float = 300.0,
+        on_failure: str = "raise",
+        keep: bool = True,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        if (rank is None) != (world_size is None) or not 0 <= (rank or 0) < (1 if world_size is None else world_size):
+            given = f"rank={rank} and world_size={world_size}"
+            raise UsageError(f"{given}: give both, with 0 <= rank < world_size, or neither")
+        self._options = Options(
+            shuffle=options.shuffle_of(shuffle),
+            shuffle_files=shuffle_files,
+            shuffle_window=shuffle_window,
+            streams=streams,
+            seed=seed,
+            batch_size=batch_size,
+            tail=tail,
+            format=format,
+            columns=options.columns_of(columns),
+            decode=decode,
+            read=read,
+            on_bad=on_bad,
+            timeout_s=float(timeout),
+            on_failure=on_failure,
+            keep=keep,
+        )
+        self._job = job.id
+        self._reading: Reading | None = None  # of this process, the one that began last
+        self._loaded: State | None = None  # by a DataLoader into its worker's own copy
+        self._feed: Feed | None = Feed(
+            job.id, job.reader(keep=keep), partial(type(self).rank_of, rank, world_size), keep=keep
+        )
+        self._address, self._key = self._feed.address, self._feed.key
+        self._finalizer = weakref.finalize(self, self._feed.close)
+        self._marks: tuple[Order, Library] | None = (
+            None  # of who knows only from the outside how far its workers have come
+        )
+
+    @staticmethod
+    def rank_of(rank: int | None, world: int | None) -> tuple[int, int, int]:
+        """See :func:`rank_here`; asked when an iteration begins."""
+        return rank_here(rank, world)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the iterations that begin from now on, in persistent DataLoader workers too."""
+        self._own_feed("set_epoch").set_epoch(int(epoch))
+
+    def state_dict(self, samples_seen: int | None = None) -> dict[str, Any]:
+        """Where this epoch stands: a small dict, for a checkpoint of any one rank.
+
+        Without DataLoader workers, and under StatefulDataLoader, the dataset knows. A plain DataLoader with workers
+        does not say what it has handed out: give ``samples_seen``, how many samples this rank has taken from the loader
+        since its iteration began. Every rank must have taken as many. Raises :class:`UsageError` where it cannot be
+        exact.
+        """
+        if samples_seen is not None:
+            return self._seen(samples_seen).to_json()
+        if self._reading is not None:
+            return self._reading.state().to_json()
+        if self._loaded is not None:
+            return self._loaded.to_json()
+        epoch, state = self._own_feed("state_dict").standing()
+        return dict(state) if state else State(self._job, self._options.recipe(epoch)).to_json()
+
+    def _seen(self, samples_seen: int) -> State:
+        feed = self._own_feed("state_dict(samples_seen)")
+        if self._options.on_bad == "skip":
+            raise UsageError("with on_bad='skip' samples_seen does not say which were taken: use StatefulDataLoader")
+        epoch, begun = feed.begun
+        start = State.from_json(begun).samples if begun else 0
+        if self._marks is None or self._marks[0].recipe.epoch != epoch:
+            library = Library(self._follower(feed.answer), self._options, self._job)
+            self._marks = Order(library, self._options.recipe(epoch)), library
+        order, library = self._marks
+        try:
+            return resume.at(order, self._job, start + samples_seen * feed.share()[1])
+        finally:
+            library.close()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there: the next iteration begins at that place of that epoch, exactly, also under another number
+        of ranks or workers, on another node, or with a new job of the same sources. Load it before the loader is
+        iterated.
+
+        Raises :class:`UsageError` when the dataset is made in another way than then; iterating raises
+        :class:`ResumeError` when the files are not those of then.
+        """
+        loaded = State.from_json(state).fits(self._options.recipe(0))
+        if self._feed is None or self._feed.pid != os.getpid():
+            self._loaded = loaded
+            return
+        if loaded.part is not None:
+            raise UsageError("that is one worker's part: load StreamingDataset.state_of(the loader's state_dict())")
+        self._feed.set_epoch(loaded.recipe.epoch, loaded.to_json())
+        self._reading = None
+
+    @staticmethod
+    def state_of(loader_state: Mapping[str, Any]) -> dict[str, Any]:
+        """The dataset's own state out of ``StatefulDataLoader.state_dict()``: what :meth:`load_state_dict` takes under
+        any other number of workers and ranks. With several workers the dataset needs ``batch_size``."""
+        return samples.elastic(loader_state).to_json()
+
+    def stats(self) -> dict[str, Any]:
+        """What feeding has cost this rank since the dataset was made: ``samples`` and ``files`` read, their ``bytes``,
+        ``hits`` (files that were in the store before the job) and ``hit_rate``, ``waits`` for files that had not
+        landed, ``waited_s`` over all workers and ``longest_wait_s``, ``first_sample_s``, ``samples_per_s``. DataLoader
+        workers report with each file that they open, and at the end of the epoch."""
+        return self._own_feed("stats").totals.to_json()
+
+    def close(self) -> None:
+        """Let go of thread, connection, socket and files; the dataset's end does the same. Who iterates then gets an
+        error."""
+        if self._feed is not None:
+            self._feed.close(_CLOSE_S)
+
+    def _own_feed(self, what: str) -> Feed:
+        if self._feed is None or self._feed.pid != os.getpid():
+            raise UsageError(f"call {what} in the process that made the dataset")
+        return self._feed
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._stream(0, 1)
+
+    def _in_worker(self, worker: int, workers: int) -> Iterator[Any]:
+        with relay.relayed():
+            stream = self._stream(worker, workers)
+        return relay.relaying(stream)
+
+    def _stream(self, worker: int, workers: int) -> Iterator[Any]:
+        """Begun at once, not with the first sample: what is asked for its state before that must know the epoch."""
+        loaded, self._loaded = self._loaded, None
+        if self._feed is not None and self._feed.pid == os.getpid():
+            self._reading = Reading(self._follower(self._feed.answer), self._options, self._job, worker, workers)
+            return self._own(self._reading)
+        line = Line(self._address, self._key, self._options.timeout_s + _ANSWER_S)
+        self._reading = Reading(self._follower(line.ask), self._options, self._job, worker, workers, loaded)
+        return _closing(iter(self._reading), line)
+
+    def _own(self, reading: Reading) -> Iterator[Any]:
+        """Holds the dataset for as long as somebody iterates: its end would close the feed."""
+        yield from reading
+
+    def _follower(self, ask: Any) -> Follower:
+        return Follower(ask, self._job, self._options.timeout_s)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a DataLoader worker gets: where to ask, not the feed itself."""
+        return {**self.__dict__, "_feed": None, "_finalizer": None, "_reading": None, "_marks": None}
+
+
+def _closing(stream: Iterator[Any], line: Line) -> Iterator[Any]:
+    try:
+        yield from stream
+    finally:
+        line.close()
