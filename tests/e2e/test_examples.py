@@ -1,0 +1,78 @@
+"""The examples, each on small data, by the figure that it ends with."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from tests.servers.http import Origin
+from tests.servers.node import Service
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(service: Service, *command: str) -> str:
+    """What it printed last."""
+    env = {**service.env, "OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "example"}
+    done = subprocess.run(
+        [sys.executable, *command], env=env, cwd=service.root, capture_output=True, text=True, timeout=170
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+def torchrun(processes: int, *arguments: str) -> list[str]:
+    start = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
+    return [*start, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(EXAMPLES / "ddp.py"), *arguments]
+
+
+def pairs(number: int, count: int) -> bytes:
+    draw = random.Random(number)
+    rows = ({"x": [draw.random() for _ in range(8)], "y": number * 1000 + n} for n in range(count))
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+@pytest.mark.long  # a dozen processes that import torch
+@pytest.mark.timeout(400)
+def test_ddp_goes_on_with_another_number_of_processes(service: Service, origin: Origin, tmp_path: Path) -> None:
+    counts = [37, 5, 80, 22, 61]
+    urls = [origin.put(f"/ddp-{n}.jsonl", pairs(n, count)) for n, count in enumerate(counts)]
+    whole = run(service, *torchrun(1, "--checkpoint", str(tmp_path / "none.pt"), "--workers", "0", *urls))
+    assert whole.startswith(f"{sum(counts) // 24 * 24 * 2} samples, sum ")
+    saved = ["--checkpoint", str(tmp_path / "c.pt")]
+    assert run(service, *torchrun(2, *saved, "--steps", "5", *urls)).startswith("120 samples")
+    assert run(service, *torchrun(1, *saved, "--steps", "6", "--workers", "0", *urls)).startswith("264 samples")
+    assert run(service, *torchrun(4, *saved, *urls)) == whole
+
+
+def coloured(number: int, count: int) -> bytes:
+    """Images of one colour each, by class."""
+    from PIL import Image
+
+    out, draw = io.BytesIO(), random.Random(number)
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for n in range(count):
+            cls = draw.randrange(3)
+            image = io.BytesIO()
+            colour = tuple(200 + draw.randrange(40) if c == cls else draw.randrange(60) for c in range(3))
+            Image.new("RGB", (8, 8), colour).save(image, "png")
+            for name, data in ((f"{number}-{n}.png", image.getvalue()), (f"{number}-{n}.cls", str(cls).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def test_images_are_told_apart(service: Service, origin: Origin) -> None:
+    urls = [origin.put(f"/images-{n}.tar", coloured(n, 60)) for n in range(4)]
+    accuracy, images = run(service, str(EXAMPLES / "images.py"), *urls).removeprefix("accuracy ").split(" over ")
+    assert float(accuracy) > 0.9 and images == "240 images"
