@@ -244,11 +244,12 @@ class Order:
         yield place, sys.maxsize >> 1, [0]
 
     def files_before(self, place: int) -> int:
-        """How many of the files that were dealt have given samples before that place of the epoch."""
-        count = self.recipe.streams
-        even = self.streams.shortest(place // count + 1) > place // count
-        offset = -(-place // count) if even else self._turn(place)[1] + 1
-        return bisect_left(self.streams.starts, offset)
+        """How many of the files that were dealt have given samples before that place, which has been come to. Waits for
+        nothing."""
+        streams, count = self.streams, self.recipe.streams
+        ended = streams.complete and streams.shortest(0) <= place // count
+        offset = self._turn(place)[1] + 1 if ended else -(-place // count)
+        return bisect_left(streams.starts, offset)
 
     def over(self, place: int | None) -> list[int]:
         """The files all of whose samples come before that place, which has been come to, and that were not named

@@ -168,7 +168,10 @@ class Stream:
             self._marks = Order(library, self._options.recipe(epoch)), library
         order, library = self._marks
         try:
-            return resume.at(order, self._job, start + samples_seen * feed.share()[1])
+            place = start + samples_seen * feed.share()[1]
+            if place:
+                order.locate(range(place - 1, place))  # comes to it: all of its files have landed
+            return resume.at(order, self._job, place)
         finally:
             library.close()
 

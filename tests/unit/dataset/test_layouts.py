@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,24 @@ def test_the_dataset_says_where_it_stands_without_workers(job: FakeJob) -> None:
     dataset.load_state_dict(state)
     dataset.set_epoch(1)
     assert len(list(dataset)) == len(whole)
+    dataset.close()
+
+
+@pytest.mark.parametrize("shuffle", [kind for kind in KINDS if kind != "window"])  # that one mixes across files
+def test_saying_where_it_stands_waits_for_no_file(tmp_path: Path, shuffle: str) -> None:
+    job = FakeJob()
+    job.add(1, 1)
+    job.seal()
+    for number in range(2):
+        job.end(number, [write_lines(tmp_path, f"{number}.jsonl", [number] * 3)])
+    first = next(iter(StreamingDataset(job, shuffle=shuffle, shuffle_window=2)))
+    job.tell(ends={first: job.ends[first]})  # the other one has not landed
+    dataset = StreamingDataset(job, shuffle=shuffle, shuffle_window=2, timeout=60)
+    assert list(itertools.islice(iter(dataset), 3)) == [first] * 3
+    begun = time.monotonic()
+    assert (dataset.state_dict()["samples"], dataset.state_dict()["files"]) == (3, 1)
+    assert dataset.state_dict(samples_seen=3) == dataset.state_dict()
+    assert time.monotonic() - begun < 10
     dataset.close()
 
 
