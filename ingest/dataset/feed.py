@@ -279,10 +279,10 @@ class Feed:
         return shard in self._reader.ends and shard not in self._doubted
 
     def _paths(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """``{"paths": […]}`` of the files there, which have landed."""
-        entry = self._entry(request["position"], 0.0)
+        """``{"paths": […]}`` of the files there, once they have landed (they may be fetched again just now)."""
+        entry = self._entry(request["position"], request["wait_s"])
         if isinstance(entry, Mapping):
-            raise IngestError(f"file {request['position']} of job {self._job} is tried again just now")
+            return entry
         return {"paths": [str(file.path) for file in entry]}
 
     def _entry(self, position: int, wait_s: float) -> Sequence[LocalFile] | Mapping[str, Any]:

@@ -131,7 +131,10 @@ class Library:
             if isinstance(found, Missing):
                 raise JobFailed(self._landed, [found.failure])
             try:
-                return found, self._follower.paths(position)
+                paths = self._follower.paths(position)
+                if isinstance(paths, Missing):
+                    raise JobFailed(self._landed, [paths.failure])
+                return found, paths
             except StoreError as error:
                 if not again:
                     raise
