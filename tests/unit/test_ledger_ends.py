@@ -161,7 +161,10 @@ class TestEnding:
             named |= {key} if job in str(value) else set()
         # That it is gone on purpose is remembered until nobody would put it back; an epoch has its first job's name.
         assert named == {ledger.key("gone"), ledger.key("epoch")}
-        own = {ledger.key(*k) for k in [("fence",), ("holders",), ("queues",), ("vtime", QUEUE), ("vtime", PLANS)]}
+        own = {
+            ledger.key(*k)
+            for k in [("fence",), ("holders",), ("leavers",), ("queues",), ("vtime", QUEUE), ("vtime", PLANS)]
+        }
         assert left <= own | named
         assert ledger.create(JobOptions(), "key")[0] != job
 
