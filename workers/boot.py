@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import billiard.pool
@@ -49,6 +50,7 @@ def _name(sender: str, instance: Any, conf: Any, options: dict[str, Any], **_: A
     takes work."""
     if sender.startswith("celery@"):
         instance.hostname = f"ingest@{current().node}"
+    _check_queues(options.get("queues") or ())
     node.set_slots(_processes(conf, options))
     holding.table()  # before the pool is forked, so that every process shares it
     try:
@@ -57,6 +59,15 @@ def _name(sender: str, instance: Any, conf: Any, options: dict[str, Any], **_: A
         raise SystemExit(f"ingest: {error}") from None
     # Loaded once here, shared by every process forked later: the first download of each need not wait for it.
     fetcher_for("https")
+
+
+def _check_queues(wanted: str | Iterable[str]) -> None:
+    """``-Q``: a name that is misspelt would make a node that looks well and takes no work."""
+    ours = queues_of(current().node)
+    given = wanted.split(",") if isinstance(wanted, str) else wanted
+    unknown = sorted({name.strip() for name in given} - {*ours, canary_queue(current().node)})
+    if unknown:
+        raise SystemExit(f"ingest: -Q {','.join(unknown)}: node {current().node} may consume {', '.join(ours)}")
 
 
 def _processes(conf: Any, options: dict[str, Any]) -> int:

@@ -19,7 +19,7 @@ from ingest.client.local import Survey, survey
 from ingest.client.plan import Plan, plan_of
 from ingest.client.request import Request, fingerprint
 from ingest.client.submission import check, check_pack, positive
-from ingest.errors import JobFailed, NoDataNode, UnknownConnection, UsageError
+from ingest.errors import JobFailed, NoDataNode, UnknownConnection, UsageError, WaitTimeout
 from ingest.ledger import JobLedger, WorkerInfo, fit
 from ingest.model import JobOptions
 from ingest.settings import NODE_NAME, Settings, check_redis_url, current
@@ -160,8 +160,13 @@ class Client:
         (the job goes on), and what :meth:`submit` raises.
         """
         positive("timeout", timeout)
+        begun = time.monotonic()
         job = self.submit(sources, into=into, placement=placement, fresh_s=fresh_s, convert=convert)
-        files = job.files(timeout=timeout)
+        left = None if timeout is None else max(0.001, timeout - (time.monotonic() - begun))
+        try:
+            files = job.files(timeout=left)
+        except WaitTimeout as late:
+            raise WaitTimeout(late.job, timeout or late.seconds, late.waiting_for) from None
         failures = job.failures()
         if failures and job.status().state != "done":  # a packed shard may be done without every one of its samples
             raise JobFailed(files, failures)

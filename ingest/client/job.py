@@ -25,6 +25,7 @@ from ingest.model import TERMINAL_JOB, Failure, JobStatus
 from ingest.settings import Settings
 from ingest.store import Store
 
+_LOOK_AT = 5000  # units, for one that says why a job waits
 _STATES = ("due", "leased", "done", "failed", "cancelled", "quarantined")
 
 
@@ -90,9 +91,11 @@ class Job:
             return "no data node is alive"
         now = self._ledger.now_ms()
         queues = {worker.node: worker.trouble for worker in workers}
-        for record in self._ledger.all_units(self.id):
+        for looked, record in enumerate(self._ledger.all_units(self.id)):
             if record.state in {"due", "leased"}:
                 return describe(record, now) + trouble(node_of(record.queue), queues)
+            if looked == _LOOK_AT:  # of a job of a million, somebody is waiting for this answer
+                return f"{number['c:due']} of its shards are due"
         return ""
 
     def as_completed(self, timeout: float | None = None) -> Iterator[LocalFile]:

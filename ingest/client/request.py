@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 #: A Redis that loses a job again and again while it is submitted evicts keys.
 MOST_LOSSES = 10
+_SLOW_RING_S = 2.0  # a bell takes milliseconds
 
 
 class Request:
@@ -51,6 +52,7 @@ class Request:
         self.job = ""
         self.options = options
         self._settings, self._ledger = settings, ledger
+        self._rings = True
         self._given, self._surveys, self._key, self._nodes = given, surveys, key, list(nodes)
         self._epoch, self._created_ms = "", 0
         self._digest = ""
@@ -180,11 +182,18 @@ class Request:
                 if answer != "ok":  # cancelled meanwhile, or the ledger was wiped
                     return answer
                 numbers[kind] += len(news)
-                ring(self._settings, Counter(queue for _, (_, queue) in batch))
+                self._ring(Counter(queue for _, (_, queue) in batch))
                 if deadline.over:
                     return "late"
         self._digest = digest.hexdigest()
         return "ok"
+
+    def _ring(self, due: Mapping[str, int]) -> None:
+        """A broker that hangs is waited for once: what is due is rung for by the reconciler, too."""
+        if self._rings:
+            begun = time.monotonic()
+            ring(self._settings, due)
+            self._rings = time.monotonic() - begun < _SLOW_RING_S
 
     def _units(self, sources: Sequence[AnySource]) -> Iterator[tuple[Unit, tuple[NewUnit, str]]]:
         for unit in cut(sources, self.options.shard_files, self._surveys):

@@ -22,12 +22,16 @@ local function split(unit)
   return string.match(unit, '^(.*)%.(p?%d+)$')
 end
 
+-- The record of a unit, nil where there is none. Without its job a unit is nothing, nor is a record that cannot be read: a hash that
+-- somebody deleted, or wrote into, must not stop a script half-way, and with it the work of all other jobs.
 local function load(unit)
   local job, n = split(unit)
-  if not job then return nil end
+  if not job or redis.call('HEXISTS', jobkey(job), 'options') == 0 then return nil end
   local text = redis.call('HGET', jobkey(job, 'shard'), n)
   if not text then return nil end
-  return cjson.decode(text), job, n
+  local whole, rec = pcall(cjson.decode, text)
+  if not whole or type(rec) ~= 'table' then return nil end
+  return rec, job, n
 end
 
 local function save(job, n, rec)

@@ -12,6 +12,10 @@ if verb == 'cancel' then
   end
   redis.call('HSET', jobkey(job), 'cancelled', 1, 'sealed', 1)
 end
+-- What is leased was told to stop, and may go on; a job that was cancelled before all of it was submitted is never whole.
+if verb == 'retry' and cancelled(job) and redis.call('HEXISTS', jobkey(job), 'error') == 0 then
+  redis.call('HSET', jobkey(job), 'cancelled', 0)
+end
 local found = redis.call('HSCAN', jobkey(job, 'shard'), cursor, 'COUNT', 300)
 local queues = {found[1]}
 local again = false

@@ -108,10 +108,15 @@ def test_planning_finds_a_process_while_all_others_download(two_nodes: Service, 
     assert len(listed.paths(timeout=30)) == 3 and job.wait(timeout=30).state == "done"
 
 
-def test_the_wrong_pool_is_refused(two_nodes: Service) -> None:
-    command = [sys.executable, "-m", "celery", "-A", "workers", "worker", "-P", "threads"]
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(["-P", "threads"], "prefork"), (["-Q", "ingest.plan,ingest.fecth"], "-Q ingest.fecth: node n1 may consume")],
+    ids=["pool", "queue"],
+)
+def test_wrong_flags_of_a_worker_are_refused(two_nodes: Service, flags: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "celery", "-A", "workers", "worker", *flags]
     ended = subprocess.run(command, env=two_nodes.env, capture_output=True, text=True, timeout=60, cwd=two_nodes.root)
-    assert ended.returncode != 0 and "prefork" in ended.stderr and "Traceback" not in ended.stderr
+    assert ended.returncode != 0 and said in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_a_store_that_cannot_be_used_ends_the_worker_at_its_start(two_nodes: Service, tmp_path: Path) -> None:

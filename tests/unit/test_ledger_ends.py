@@ -177,3 +177,44 @@ class TestEnding:
         ledger.sweep("retry", job)
         ledger.forget(job)
         assert commit(ledger, claim(ledger)) and ledger.meta(job)["state"] == "done"
+
+
+class TestDamage:
+    """What somebody deleted or wrote into: it concerns its own job, and nobody else's."""
+
+    def test_a_job_whose_hash_is_gone_keeps_nobody_from_working(self, ledger: WorkLedger) -> None:
+        lost, other = submit(ledger, 4), submit(ledger, 4)
+        ledger.takeoff(claim(ledger, pid="1:1"), ["k"])
+        assert ledger.redis.delete(ledger.key("job", lost)) == 1
+        for pid in ("1:1", "1:2", "1:3", "1:4"):
+            found = claim(ledger, pid=pid)
+            assert found.job == other
+            ledger.commit(found, "done", done(), ())
+        assert ledger.claim("w1", "1:1", 1000, (QUEUE,)) is None
+        ledger.tick(0, 900)
+        assert ledger.meta(other)["state"] == "done" and not ledger.held("w1")
+        assert not ledger.redis.zcard(ledger.key("leases")), "what it had leased is dropped with the lease"
+
+    def test_a_record_that_cannot_be_read_stops_no_tick(self, ledger: WorkLedger) -> None:
+        lost, other = submit(ledger, 1), submit(ledger, 1)
+        first, second = claim(ledger, pid="1:1"), claim(ledger, pid="1:2")
+        assert {first.job, second.job} == {lost, other}
+        ledger.redis.hset(ledger.key("job", lost, "shard"), "0", b'{"s": "leas')
+        ledger.tick(0, 900)
+        ledger.redis.zadd(ledger.key("leases"), {f"{job}.0": 1 for job in (lost, other)}, xx=True)
+        ledger.tick(0, 900)
+        assert state(ledger, f"{other}.0") == "due"
+        assert claim(ledger).job == other
+
+
+def test_a_retry_right_after_a_cancel_is_heeded(ledger: WorkLedger) -> None:
+    """All of it was in hand, so nothing had ended that could be tried again."""
+    job = submit(ledger, 1)
+    work = claim(ledger)
+    info = {"node": "n1", "store": "s"}
+    ledger.sweep("cancel", job)
+    assert ledger.beat("w1", info, [(work.unit, work.fence)], []) == [work.unit], "it is told to stop"
+    ledger.sweep("retry", job)
+    assert ledger.beat("w1", info, [(work.unit, work.fence)], []) == []
+    ledger.commit(work, "done", done(), ())
+    assert ledger.meta(job)["state"] == "done"
