@@ -1,7 +1,8 @@
 """The rank process's side: one thread follows the job's reader; iterators, here and in DataLoader workers, ask.
 
 An iterator asks for a file by its position in the job's order and may wait a moment for the answer; it keeps its own
-deadline and asks again. So the feed keeps nothing about those who ask, and every epoch sees the job from its beginning.
+deadline and asks again. So the feed keeps nothing of those who ask but which files they read now and next, which the
+ledger is told; every epoch sees the job from its beginning.
 """
 
 from __future__ import annotations

@@ -55,11 +55,11 @@ class End(Protocol):
 
 
 class Reader(Protocol):
-    """The job's stream, used by one thread at a time; ``release`` by any. ``order`` only ever grows at its end;
-    ``ends`` may lose a shard that is tried or fetched again; ``plan_failures`` are the sources that gave no files,
-    known once the order is complete. ``need`` says all that is read now and next, nearest first, and is held where the
-    reader does not keep all; ``doubt`` that a file of these was not there. The files stay in the store until ``close``,
-    but those of shards that were released; ``rest`` is for when nothing more is asked."""
+    """The job's stream, used by one thread at a time. ``order`` only ever grows at its end; ``ends`` may lose a shard
+    that is tried or fetched again; ``plan_failures`` are the sources that gave no files, known once the order is
+    complete. ``need`` says all that is read now and next, nearest first, and is held where the reader does not keep
+    all; ``doubt`` that a file of these was not there. What is held stays in the store until ``close``; ``rest`` is for
+    when nothing more is asked. ``budget_bytes``: what the store here may hold, where that is said."""
 
     @property
     def order(self) -> Sequence[Layout]: ...
@@ -76,7 +76,6 @@ class Reader(Protocol):
     def plan_failures(self) -> Sequence[Failure]: ...
     def need(self, shards: Sequence[int]) -> None: ...
     def doubt(self, shards: Sequence[int]) -> None: ...
-    def release(self, shards: Sequence[int]) -> None: ...
     def rest(self) -> None: ...
     def close(self) -> None: ...
 

@@ -57,7 +57,6 @@ class FakeJob:
     not_planned: tuple[Failure, ...] = ()
     closed: int = 0
     rested: int = 0
-    released: list[int] = field(default_factory=list)
     needed: list[list[int]] = field(default_factory=list)
     doubted: list[int] = field(default_factory=list)
     kept: bool = True
@@ -111,9 +110,6 @@ class FakeJob:
 
     def doubt(self, shards: Sequence[int]) -> None:
         self.doubted += shards
-
-    def release(self, shards: Sequence[int]) -> None:
-        self.released += shards
 
     def rest(self) -> None:
         self.rested += 1
