@@ -58,6 +58,7 @@ def held_at(number: int, gate: threading.Event, otherwise: Answer) -> Answer:
     return answer
 
 
+@pytest.mark.long
 def test_kill_9_of_the_worker_goes_on_at_the_page(service: Service, api: ApiServer, origin: Origin) -> None:
     gate = threading.Event()
     api.on("/v1/orders", held_at(4, gate, by_cursor(RECORDS, 10)))

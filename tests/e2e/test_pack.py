@@ -160,6 +160,7 @@ def test_transient_failures_are_tried_again_and_keep_their_place(service: Servic
     assert origin.count("/s000004.bin") == 3
 
 
+@pytest.mark.long
 def test_killed_half_way_another_process_goes_on_with_what_has_come(tmp_path: Path) -> None:
     with Origin() as origin, running_service(tmp_path) as service:
         urls = serve(origin, 60)

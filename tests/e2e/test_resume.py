@@ -11,6 +11,8 @@ import random
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.servers.http import Origin
 from tests.servers.http.ranged import Answer, Ranged, content, digest_of
 from tests.servers.node import Service, running_service, until
@@ -47,6 +49,7 @@ def kill(service: Service, whole: bool) -> None:
         os.kill(int(value.partition(b":")[0]), signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_killed_at_random_points_it_costs_little_and_is_right(tmp_path: Path, origin: Origin) -> None:
     seed = int(os.environ.get("INGEST_TEST_SEED", "1"))
     points = sorted(random.Random(seed).sample(range(2 * MB, SIZE - 4 * MB, MB), KILLS))

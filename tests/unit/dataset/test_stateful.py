@@ -102,6 +102,7 @@ def _train(folder: Path, out: Any) -> None:
         out.send((batch, one.state_dict()))
 
 
+@pytest.mark.long
 def test_the_trainer_is_killed(job: FakeJob, tmp_path: Path) -> None:
     """What it had done when it last saved its state is not done again, and all that it had not is."""
     ours, theirs = multiprocessing.Pipe()
