@@ -12,7 +12,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any
 
 from ingest.dataset.protocols import End, Layout, LocalFile, Reader
@@ -24,9 +24,15 @@ from ingest.model import TERMINAL_JOB, Failure
 
 log = logging.getLogger(__name__)
 
+_TOLD = ("name", "source", "digest", "samples", "size", "reused")  # of a file
 _POLL_S = 0.5  # how soon a closed feed lets go of its connection
 _AGAIN_S = 1.0  # between two tries while the ledger is away
+_SOME = 100  # shards that have landed, for what is usual
 _WHY_S = 3.0  # for the following thread to look up what a shard waits for, once its poll is over
+
+
+def _bytes_of(end: End) -> int:
+    return sum(file.size for file in end.files)
 
 
 class Windows:
@@ -187,9 +193,10 @@ class Feed:
         budget = self._reader.budget_bytes
         if self._keep or budget is None:
             return list(dict.fromkeys([*read, *ahead]))
-        sizes = {n: sum(file.size for file in end.files) for n, end in self._reader.ends.items()}
-        usual = sum(sizes.values()) / len(sizes) if sizes else budget / 8
-        at_once = sum(sizes.get(n, usual) for n in read)
+        ends = self._reader.ends
+        some = [_bytes_of(end) for end in islice(ends.values(), _SOME)]
+        usual = sum(some) / len(some) if some else budget / 8
+        at_once = sum(_bytes_of(ends[n]) if n in ends else usual for n in read)
         room = budget / 2 / self.share()[2] - at_once
         if at_once * self.share()[2] > budget and not self._warned:
             self._warned = True
@@ -204,7 +211,7 @@ class Feed:
         window = dict.fromkeys(read)
         for n in ahead:
             if n not in window:
-                room -= sizes.get(n, usual)
+                room -= _bytes_of(ends[n]) if n in ends else usual
                 if room < 0 and len(window) > len(read):
                     break
                 window[n] = None
@@ -236,8 +243,7 @@ class Feed:
         """Whether nothing more can come: the job as it ended is then all that this dataset will ever show."""
         if self._job_state not in TERMINAL_JOB:
             return False
-        ends = self._reader.ends
-        return self._job_state == "cancelled" or all(layout.shard in ends for layout in self._layouts)
+        return self._job_state == "cancelled" or len(self._reader.ends) >= len(self._layouts)
 
     # -- answering ---------------------------------------------------------------------------------------------------
 
@@ -273,18 +279,18 @@ class Feed:
         entry = self._entry(request["position"], request["wait_s"])
         if isinstance(entry, Mapping):
             return entry
-        fields = ("name", "source", "digest", "samples", "size", "reused")
-        return {"files": [{field: getattr(file, field) for field in fields} for file in entry]}
+        return {"files": [{field: getattr(file, field) for field in _TOLD} for file in entry]}
 
     def _is_over(self, shard: int) -> bool:
         return shard in self._reader.ends and shard not in self._doubted
 
     def _paths(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """``{"paths": […]}`` of the files there, once they have landed (they may be fetched again just now)."""
+        """The same, and ``"paths"`` where they lie (they may be fetched again just now)."""
         entry = self._entry(request["position"], request["wait_s"])
         if isinstance(entry, Mapping):
             return entry
-        return {"paths": [str(file.path) for file in entry]}
+        files = [{field: getattr(file, field) for field in _TOLD} for file in entry]
+        return {"files": files, "paths": [str(file.path) for file in entry]}
 
     def _entry(self, position: int, wait_s: float) -> Sequence[LocalFile] | Mapping[str, Any]:
         """The files at that place; or the answer why there are none, or not yet."""

@@ -98,12 +98,12 @@ class Follower:
             return _missing(answer)
         return [Landed(**file) for file in answer["files"]]
 
-    def paths(self, position: int) -> list[Path] | Missing:
-        """Where those files are, once they are. Raises NotLocalError or StoreError for one that cannot be read here."""
+    def paths(self, position: int) -> list[tuple[Landed, Path]] | Missing:
+        """The same, each with where it lies. Raises NotLocalError or StoreError for one that cannot be read here."""
         answer = self._wait({"ask": "paths", "position": position}, position)
         if "failure" in answer:
             return _missing(answer)
-        return [Path(path) for path in answer["paths"]]
+        return [(Landed(**file), Path(path)) for file, path in zip(answer["files"], answer["paths"], strict=True)]
 
     def move(self, read: Sequence[int], ahead: Sequence[int], worker: int, workers: int) -> None:
         """These files are read by this worker now, and these are next, nearest first."""

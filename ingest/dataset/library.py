@@ -13,7 +13,7 @@ from typing import Any
 from ingest.dataset import formats
 from ingest.dataset.follow import Extent, Follower, Landed, Missing
 from ingest.dataset.formats import decoders
-from ingest.dataset.formats.base import Samples
+from ingest.dataset.formats.base import Format, Samples
 from ingest.dataset.formats.decoders import Decoder
 from ingest.dataset.options import SKIPPED, Options
 from ingest.dataset.order import Entry, Pick
@@ -65,9 +65,14 @@ class Library:
         """How many samples it has, where that is known without opening it."""
         if self._options.read is not None:
             return None
+        found, is_told = self._format(file)
+        return 1 if found.name == "raw" else file.samples if is_told else None
+
+    def _format(self, file: Landed) -> tuple[Format, bool]:
+        """How a file is read, and whether that is what its name tells: then it was counted so, too."""
         told = formats.detect(file.name)
         found = formats.by_name(self._options.format) if self._options.format else told
-        return 1 if found.name == "raw" else file.samples if found is told else None
+        return found, found is told
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -111,45 +116,40 @@ class Library:
         if shelf is not None:
             self._open.move_to_end(position)
             return shelf
-        found, paths = self._paths(position)
-        shelf = _Shelf([self._opened(path, file) for path, file in zip(paths, found, strict=True)], self._table)
-        self._landed += paths
+        found = self._there(position)
+        shelf = _Shelf([self._opened(path, file) for file, path in found], self._table)
+        self._landed += [path for _, path in found]
         tally = self._follower.tally
         tally.files += len(found)
-        tally.bytes += sum(file.size for file in found)
-        tally.hits += sum(file.reused for file in found)
+        tally.bytes += sum(file.size for file, _ in found)
+        tally.hits += sum(file.reused for file, _ in found)
         self._follower.report()
         self._open[position] = shelf
         if len(self._open) > self._most_open:
             self._open.popitem(last=False)[1].close()
         return shelf
 
-    def _paths(self, position: int) -> tuple[Sequence[Landed], Sequence[Path]]:
+    def _there(self, position: int, *, again: bool = True) -> list[tuple[Landed, Path]]:
         """The files there; one that is gone from the store, or has another size, is fetched again, once."""
-        for again in (True, False):
-            found = self._follower.files(position)
-            if isinstance(found, Missing):
-                raise JobFailed(self._landed, [found.failure])
-            try:
-                paths = self._follower.paths(position)
-                if isinstance(paths, Missing):
-                    raise JobFailed(self._landed, [paths.failure])
-                return found, paths
-            except StoreError as error:
-                if not again:
-                    raise
-                log.warning("dataset.gone %s", error, extra={"job": self._job, "reason": str(error)})
-                self._follower.doubt(position)
-        raise AssertionError("unreachable")
+        try:
+            found = self._follower.paths(position)
+        except StoreError as error:
+            if not again:
+                raise
+            log.warning("dataset.gone %s", error, extra={"job": self._job, "reason": str(error)})
+            self._follower.doubt(position)
+            return self._there(position, again=False)
+        if isinstance(found, Missing):
+            raise JobFailed(self._landed, [found.failure])
+        return found
 
     def _opened(self, path: Path, file: Landed) -> Samples:
         options = self._options
         if options.read is not None:
             return Given(options.read, path, file.source)
-        told = formats.detect(path.name)
-        found = formats.by_name(options.format) if options.format else told
+        found, is_told = self._format(file)
         opened = found.open(path, file.source, options.columns)
-        if found is told and file.samples is not None and len(opened) != file.samples:
+        if is_told and file.samples is not None and len(opened) != file.samples:
             opened.close()
             raise DataError(
                 str(path), f"{file.source}: it has {len(opened)} samples, and was counted as {file.samples}"

@@ -111,9 +111,11 @@ class Reading:
 
     def _move(self, place: int | None) -> None:
         """What comes before that place is over; at the end (None) all is."""
-        for position in self.order.over(place):
+        over = self.order.over(place)
+        for position in over:
             self.library.forget(position)
-        self._tell(None, over=place is None)
+        if over or place is None:  # what is dealt anew is told of by then
+            self._tell(None, over=place is None)
 
     def _tell(self, dealt: int | None, *, over: bool = False) -> None:
         """Tell the feed which files are read and which are next, the one that is dealt just now among them: before it
