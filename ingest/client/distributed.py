@@ -5,7 +5,6 @@ No barrier: who joins asks the ledger until the job is there, or its deadline is
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from ingest.client.client import Client
 from ingest.client.job import Job
 from ingest.client.request import fingerprint
+from ingest.client.submission import positive
 from ingest.errors import NotSubmitted, UsageError
 from ingest.settings import Launch, launch
 from ingest.sources import AnySource, as_sources
@@ -40,6 +40,7 @@ def distributed_job(
     Raises what ``submit`` raises, :class:`NotSubmitted` when local rank 0 has not submitted in time, and
     :class:`UsageError` where nothing says which run this is.
     """
+    positive("timeout", timeout)
     client = client or Client()
     here = launch()
     name = _key(client, sources, key, here)
@@ -64,4 +65,4 @@ def _key(client: Client, sources: Any, key: str | None, here: Launch) -> str:
             )
         run = uuid.uuid4().hex
     store = Store.attach(client.settings.store)
-    return f"{run}/{fingerprint(as_sources(sources), {})}/{store.id if store else os.uname().nodename}"
+    return f"{run}/{fingerprint(as_sources(sources), {})}/{store.id if store else client.settings.node}"

@@ -159,6 +159,8 @@ class Stream:
 
     def _seen(self, samples_seen: int) -> State:
         feed = self._own_feed("state_dict(samples_seen)")
+        if samples_seen < 0:
+            raise UsageError(f"samples_seen={samples_seen}: how many samples this rank has taken, 0 or more")
         if self._options.on_bad == "skip":
             raise UsageError("with on_bad='skip' samples_seen does not say which were taken: use StatefulDataLoader")
         epoch, begun = feed.begun
