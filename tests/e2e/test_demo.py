@@ -1,4 +1,4 @@
-"""``ingest demo`` as a person runs it: two at once on one machine, its numbers, Ctrl-C, and what it leaves: nothing."""
+"""``ingest demo`` as a person runs it: its numbers, two at once on one machine, Ctrl-C, and what it leaves: nothing."""
 
 from __future__ import annotations
 
@@ -65,17 +65,17 @@ class Demo:
             self.process.communicate()
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
-    """What two demos say that run at once, when both are over and have left nothing."""
-    running = [Demo(tmp_path_factory.mktemp("d")) for _ in range(2)]
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.long)])
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
+    """What so many demos say that run at once, when all are over and have left nothing."""
+    running = [Demo(tmp_path_factory.mktemp("d")) for _ in range(request.param)]
 
     def over() -> bool:
         states = [demo.over() for demo in running]  # each is asked, as that is when it is seen what it has started
         return all(states)
 
     try:
-        until(over, "both are over", RUN_S)
+        until(over, "all are over", RUN_S)
         said = []
         for demo in running:
             out, err = demo.output()
@@ -89,8 +89,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any
             demo.end()
 
 
-def test_all_arrives_but_what_is_bad_on_purpose(two: list[dict[str, Any]]) -> None:
-    for said in two:
+def test_all_arrives_but_what_is_bad_on_purpose(runs: list[dict[str, Any]]) -> None:
+    for said in runs:
         assert (said["ok"], said["unexpected"], said["dataset"]) == (True, [], "generated")
         status, rows = said["status"], {row["kind"]: row for row in said["rows"]}
         assert {kind: row["files"] for kind, row in rows.items()} == {"HTTP": 13, "S3": 6, "SQL": 4}
@@ -104,8 +104,8 @@ def test_all_arrives_but_what_is_bad_on_purpose(two: list[dict[str, Any]]) -> No
         assert rows["HTTP"]["retries"] >= 1, "the flaky URL answers 503 first"
 
 
-def test_every_sample_is_seen_once_and_is_learned_from(two: list[dict[str, Any]]) -> None:
-    for said in two:
+def test_every_sample_is_seen_once_and_is_learned_from(runs: list[dict[str, Any]]) -> None:
+    for said in runs:
         samples = {row["kind"]: (row["samples"], row["trained"]) for row in said["rows"]}
         tar, rows, table = (data.SHARDS + 1) * data.SHARD_SAMPLES, data.OBJECTS * data.OBJECT_SAMPLES, 4 * 768
         assert samples == {"HTTP": (tar, tar), "S3": (rows, rows), "SQL": (table, table)}
@@ -114,8 +114,8 @@ def test_every_sample_is_seen_once_and_is_learned_from(two: list[dict[str, Any]]
         assert said["accuracy"] > 0.6 and said["held_out"] == 1000
 
 
-def test_training_begins_before_all_has_landed(two: list[dict[str, Any]]) -> None:
-    for said in two:
+def test_training_begins_before_all_has_landed(runs: list[dict[str, Any]]) -> None:
+    for said in runs:
         assert 0 < said["first_batch_s"] < said["status"]["seconds"] < said["seconds"]
         assert 0 < said["steps_before_landed"] <= said["steps"]
 

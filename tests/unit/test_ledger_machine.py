@@ -334,7 +334,7 @@ def _run(url: str, examples: int, steps: int, seed: int | None = None) -> type[L
     return machine
 
 
-@pytest.mark.parametrize("examples", [8, pytest.param(30, marks=pytest.mark.long)])
+@pytest.mark.parametrize("examples", [4, pytest.param(30, marks=pytest.mark.long)])
 def test_whatever_clients_and_workers_do(url: str, examples: int) -> None:
     _run(url, examples, 50)
 

@@ -157,12 +157,13 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.url
 
 
-def test_whatever_happens_to_a_picture(url: str) -> None:
+@pytest.mark.parametrize("examples", [5, pytest.param(20, marks=pytest.mark.long)])
+def test_whatever_happens_to_a_picture(url: str, examples: int) -> None:
     machine = type("Machine", (PictureMachine,), {"url": url})
     run(
         machine,
         settings=settings(
-            max_examples=12,
+            max_examples=examples,
             stateful_step_count=50,
             derandomize=True,
             phases=[Phase.generate],
