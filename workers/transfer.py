@@ -10,7 +10,7 @@ from pathlib import Path
 
 from billiard.exceptions import SoftTimeLimitExceeded
 
-from ingest.dataset.formats import count_samples
+from ingest.dataset.formats import count_samples, index_of
 from ingest.errors import EgressDenied, FetchError, NodeUnfit, PermanentFetchError, StoreError, TransientFetchError
 from ingest.model import FileRecord, FileSpec, JobOptions
 from ingest.names import base_name
@@ -300,4 +300,4 @@ def _check_match(uri: str, connection: Connection) -> None:
 
 
 def _count(path: Path, name: str) -> int | None:
-    return count_samples(path)
+    return count_samples(path, index=index_of(path))

@@ -148,7 +148,7 @@ class Library:
         if options.read is not None:
             return Given(options.read, path, file.source)
         found, is_told = self._format(file)
-        opened = found.open(path, file.source, options.columns)
+        opened = formats.open_samples(found, path, file.source, options.columns, formats.index_of(path))
         if is_told and file.samples is not None and len(opened) != file.samples:
             opened.close()
             raise DataError(

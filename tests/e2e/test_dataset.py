@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader
 
 import ingest
-from ingest.dataset import StreamingDataset
+from ingest.dataset import StreamingDataset, formats
 from tests.servers.http import Origin, file, slow_start
 from tests.servers.node import Service
 
@@ -33,6 +35,23 @@ def test_a_job_streams_while_it_lands(service: Service, origin: Origin, workers:
     got += samples
     assert sorted(got) == [n * 100 + i for n in range(7) for i in range(10)]
     assert {f.samples for f in job.files()} == {10}
+
+
+def test_the_index_of_an_archive_is_made_when_it_lands(service: Service, origin: Origin) -> None:
+    """And goes when the archive goes, of which it is a part to those who make room."""
+    with io.BytesIO() as packed, tarfile.open(fileobj=packed, mode="w") as archive:
+        for n in range(20):
+            member = tarfile.TarInfo(f"{n}.txt")
+            member.size = 2
+            archive.addfile(member, io.BytesIO(b"%02d" % n))
+        archive.close()
+        url = origin.put("/indexed.tar", packed.getvalue())
+    job = service.client().submit([url])
+    (path,) = job.paths(timeout=60)
+    index = formats.index_of(path)
+    made = index.stat()
+    assert [sample["txt"] for sample in StreamingDataset(job, timeout=30)] == [b"%02d" % n for n in range(20)]
+    assert index.stat().st_mtime_ns == made.st_mtime_ns and index.stat().st_ino == made.st_ino
 
 
 def test_a_source_that_fails_is_named_or_skipped(service: Service, origin: Origin) -> None:

@@ -11,7 +11,18 @@ from ingest.dataset.formats import arrow, csvs, jsonl, mds, parquet, raw, tar, t
 from ingest.dataset.formats.base import Format, Samples, read
 from ingest.errors import DataError, UsageError
 
-__all__ = ["FORMATS", "Format", "Samples", "base_name", "by_name", "count_samples", "detect", "open_samples", "read"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Samples",
+    "base_name",
+    "by_name",
+    "count_samples",
+    "detect",
+    "index_of",
+    "open_samples",
+    "read",
+]
 
 #: Every format that there is. ``raw`` is what remains; ``text`` is never guessed.
 FORMATS: tuple[Format, ...] = (
@@ -52,6 +63,11 @@ def base_name(name: str) -> str:
         return PurePosixPath(name).name
 
 
+def index_of(path: Path) -> Path:
+    """Where the index of a file in a store is kept: beside it, to go when it goes."""
+    return path.with_name(f".{path.name}.index")
+
+
 def open_samples(
     format: Format, path: Path, source: str, columns: Sequence[str] | None = None, index: Path | None = None
 ) -> Samples:
@@ -61,14 +77,17 @@ def open_samples(
     return format.open(path, source, columns)
 
 
-def count_samples(path: Path, name: str | None = None) -> int | None:
+def count_samples(path: Path, name: str | None = None, index: Path | None = None) -> int | None:
     """How many samples ``read`` would give, or None where the format is unknown or the file is damaged.
 
-    ``name`` is the readable name where the path has another. One pass at most, in flat memory; whatever is in the file,
-    it does not raise. A file of unknown format is no one sample: to the user's own function it may be many.
+    ``name`` is the readable name where the path has another; ``index`` is where to keep an index, if the format has
+    one. One pass at most, in flat memory; whatever is in the file, it does not raise. A file of unknown format is no
+    one sample: to the user's own function it may be many.
     """
     found = detect(name or "", path.name)
+    if found is raw.FORMAT:
+        return None
     try:
-        return None if found is raw.FORMAT else found.count(path)
+        return found.count_indexed(path, index) if found.count_indexed else found.count(path)
     except (DataError, OSError, ImportError):
         return None

@@ -49,8 +49,8 @@ OpenIndexed = Callable[[Path, str, Sequence[str] | None, Path | None], Samples]
 class Format:
     """``suffixes`` are lower case; ``count(path)`` is ``len(open(…))`` in flat memory and without room on disk.
 
-    ``open_indexed`` is there where finding the samples takes a pass over the file that is worth keeping. All of them
-    raise :class:`~ingest.errors.DataError` for a damaged file.
+    ``open_indexed`` and ``count_indexed`` are there where finding the samples takes a pass over the file that is worth
+    keeping. All of them raise :class:`~ingest.errors.DataError` for a damaged file.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Format:
     open: Open
     count: Callable[[Path], int | None]
     open_indexed: OpenIndexed | None = None
+    count_indexed: Callable[[Path, Path | None], int | None] | None = None
 
 
 class Reader:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.dataset.formats.base import damaged
-from ingest.dataset.formats.streams import naming, open_plain
+from ingest.dataset.formats.streams import is_on_disk, naming, open_plain
 from ingest.errors import StoreError
 
 _COPY_BYTES = 1 << 20
@@ -32,8 +32,7 @@ class Content:
     @classmethod
     def open(cls, path: Path, source: str) -> Content:
         with naming(path, source), open_plain(path) as plain:
-            # Only what is not packed is a file on disk by itself.
-            if isinstance(getattr(plain, "raw", None), io.FileIO):
+            if is_on_disk(plain):
                 return cls(path, source, open(path, "rb", buffering=0))
             file = Anonymous(path, source)
             try:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 from zlib import adler32
 
+from ingest.dataset.formats.streams import is_on_disk
+
 _BLOCK = 512
 _HALF = 256
 _ZEROS = bytes(_BLOCK)
@@ -45,7 +47,7 @@ class Members:
         self._file, self._special = file, special
         self.ended = False
         # Seeking is free only in a file on disk, not in one that is unpacked on the way.
-        self._end = os.fstat(file.fileno()).st_size if isinstance(getattr(file, "raw", None), io.FileIO) else None
+        self._end = os.fstat(file.fileno()).st_size if is_on_disk(file) else None
         self._body = self._padding = 0  # of the current member, not read yet
         self.at = file.tell() if self._end is not None else 0
         self._global: dict[str, str] = {}

@@ -17,8 +17,8 @@ from ingest.dataset.formats.base import damaged
 from ingest.dataset.formats.content import Content
 from ingest.dataset.formats.headers import Broken, places
 
-_MAGIC = b"ingest tar index 1\n"  # the digit is the version: another one is made again, never converted
-_HEAD = struct.Struct("<QIQQQQI")  # size, mark, samples, fields, bytes of keys, bytes of shapes, CRC-32 of all that
+_MAGIC = b"ingest tar index 2\n"  # the digit is the version: another one is made again, never converted
+_HEAD = struct.Struct("<QqIQQQQI")  # size, time, mark, samples, fields, bytes of keys, of shapes, CRC-32 of all that
 _MARK_BYTES = 4096
 
 
@@ -88,7 +88,7 @@ class Index:
         """Some 40 bytes a sample with two fields, and its key."""
         shapes = json.dumps(self.shapes).encode()
         body = b"".join([*(_little(each[:]).tobytes() for each in self._arrays()), bytes(self._keys), shapes])
-        counts = content.size, _mark(content), len(self), len(self.offset), len(self._keys), len(shapes)
+        counts = *_mark(content), len(self), len(self.offset), len(self._keys), len(shapes)
         return _MAGIC + _HEAD.pack(*counts, zlib.crc32(body, zlib.crc32(repr(counts).encode()))) + body
 
     @classmethod
@@ -98,10 +98,10 @@ class Index:
         if not data.startswith(_MAGIC) or len(data) < start:
             raise ValueError("no index of this version")
         *counts, crc = _HEAD.unpack_from(data, len(_MAGIC))
-        size, mark, samples, fields, keys, shapes = counts
+        *mark, samples, fields, keys, shapes = counts
         if zlib.crc32(memoryview(data)[start:], zlib.crc32(repr(tuple(counts)).encode())) != crc:
             raise ValueError("the index is damaged")
-        if (size, mark) != (content.size, _mark(content)):
+        if tuple(mark) != _mark(content):
             raise ValueError("the index of another archive")
         index = cls()
         lengths = samples, samples + 1, samples + 1, fields, fields
@@ -152,7 +152,9 @@ def _little(numbers: array[int]) -> array[int]:
     return numbers
 
 
-def _mark(content: Content) -> int:
-    """What tells an archive from another of its size, as far as two reads can."""
+def _mark(content: Content) -> tuple[int, int, int]:
+    """What tells an archive from another that was at its path before: its size, its time (ns), and how it begins and
+    ends."""
     size = min(_MARK_BYTES, content.size)
-    return zlib.crc32(content.read(content.size - size, size), zlib.crc32(content.read(0, size)))
+    ends = zlib.crc32(content.read(content.size - size, size), zlib.crc32(content.read(0, size)))
+    return content.size, content.path.stat().st_mtime_ns, ends

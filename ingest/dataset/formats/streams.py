@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from ingest.dataset.formats.base import damaged
 from ingest.streams import open_plain
 
-__all__ = ["naming", "open_plain"]
+__all__ = ["is_on_disk", "naming", "open_plain"]
+
+
+def is_on_disk(plain: BinaryIO) -> bool:
+    """Whether what ``open_plain`` gave is the file itself, and nothing that is unpacked on the way."""
+    return isinstance(getattr(plain, "raw", None), io.FileIO)
 
 
 @contextmanager

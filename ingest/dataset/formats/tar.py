@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from ingest.dataset.formats.base import Format, Reader, damaged, no_columns, run
 from ingest.dataset.formats.content import Content, opening
 from ingest.dataset.formats.headers import Broken, Members
 from ingest.dataset.formats.index import Index, split
-from ingest.dataset.formats.streams import naming, open_plain
+from ingest.dataset.formats.streams import is_on_disk, naming, open_plain
 
 _PIECE_BYTES = 256 << 10  # read at once, neighbouring samples together: larger ones leave the processor's cache
+_INDEXED_BYTES = 1 << 30  # an archive of so many bytes has an index of 60 MB at the most
 _LARGE_BYTES = 32 << 10  # a sample beyond this is read field by field, without another copy
 
 
@@ -100,8 +102,13 @@ def open_tar(path: Path, source: str, columns: Sequence[str] | None = None, inde
         return Tar(content, Index.kept(content, index))
 
 
-def count(path: Path) -> int:
+def count(path: Path, index: Path | None = None) -> int:
+    """In flat memory. With ``index``, the index is kept there where it takes little memory, so that it is there before
+    anybody reads."""
     with naming(path, path.name), open_plain(path) as file:
+        if index is not None and is_on_disk(file) and path.stat().st_size <= _INDEXED_BYTES:
+            with closing(open_tar(path, path.name, None, index)) as samples:
+                return len(samples)
         try:
             keys = (place[0] for name, _ in Members(file) if (place := split(name)))
             return sum(1 for _ in groupby(keys))
@@ -109,4 +116,4 @@ def count(path: Path) -> int:
             raise damaged(path, path.name, "headers", error) from error
 
 
-FORMAT = Format("tar", (".tar", ".tar.gz", ".tgz", ".tar.zst"), open_tar, count, open_tar)
+FORMAT = Format("tar", (".tar", ".tar.gz", ".tgz", ".tar.zst"), open_tar, count, open_tar, count)

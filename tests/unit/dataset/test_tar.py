@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import tarfile
 from contextlib import closing
 from pathlib import Path
@@ -184,10 +185,15 @@ def test_an_index_is_made_once_and_kept(archive: Path, tmp_path: Path) -> None:
     assert taken(archive, index) == expected and index.read_bytes() == made
     assert [path.name for path in index.parent.iterdir()] == ["a.index"]
     # It is the index that is read: the headers are not looked at again.
-    damaged = bytearray(archive.read_bytes())
-    damaged[5120] ^= 1
+    damaged, times = bytearray(archive.read_bytes()), archive.stat()
+    damaged[damaged.index(b"ustar", 8192)] ^= 1  # in a header, neither at the beginning nor at the end
     archive.write_bytes(damaged)
+    os.utime(archive, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert len(taken(archive, index)) == 50
+    # A file that was fetched again has another time: what is known of the old one does not count.
+    os.utime(archive)
+    with pytest.raises(DataError, match="checksum"):
+        taken(archive, index)
 
 
 def test_an_index_that_does_not_fit_is_made_again(archive: Path, tmp_path: Path) -> None:
@@ -196,7 +202,7 @@ def test_an_index_that_does_not_fit_is_made_again(archive: Path, tmp_path: Path)
     whole = index.read_bytes()
     other = tmp_path / "other.index"
     taken(write(tmp_path / "b.tar", [("a.txt", b"x")]), other)
-    wrong = [b"", b"x" * 500, whole[:-1], whole[:40], whole.replace(b"index 1", b"index 2"), other.read_bytes()]
+    wrong = [b"", b"x" * 500, whole[:-1], whole[:40], whole.replace(b"index 2", b"index 1"), other.read_bytes()]
     wrong += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(0, len(whole), 29)]
     for content in wrong:
         index.write_bytes(content)
@@ -214,3 +220,16 @@ def test_an_index_of_a_packed_archive(archive: Path, tmp_path: Path) -> None:
     packed, index = tmp_path / "b.tar.gz", tmp_path / "b.index"
     packed.write_bytes(gzip.compress(archive.read_bytes()))
     assert taken(packed, index) == taken(archive, None) == taken(packed, index)
+
+
+def test_counting_leaves_an_index_to_those_who_read(archive: Path, tmp_path: Path) -> None:
+    index = formats.index_of(archive)
+    assert formats.count_samples(archive) == 50 and not index.exists()
+    assert formats.count_samples(archive, index=index) == 50
+    made = index.read_bytes()
+    taken(archive, other := tmp_path / "other.index")
+    assert made == other.read_bytes()
+    packed = tmp_path / "b.tar.gz"
+    packed.write_bytes(gzip.compress(archive.read_bytes()))
+    assert formats.count_samples(packed, index=formats.index_of(packed)) == 50
+    assert not formats.index_of(packed).exists(), "to unpack it takes room on disk, which counting has none of"
