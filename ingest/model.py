@@ -157,12 +157,34 @@ class JobStatus:
         return dataclasses.asdict(self)
 
 
+@dataclass(frozen=True)
+class Consumer:
+    """A dataset of one rank that reads a job, as it said ``age_s`` ago: its ``epoch``, how many ``samples`` of it it
+    has given, and ``step``, how many batches that is (None where it knows no batch size). ``samples_per_s`` is its rate
+    of late; ``waited_s`` the seconds that all its iterators together have waited for files, since it was made."""
+
+    rank: int
+    world: int
+    epoch: int
+    samples: int
+    step: int | None
+    samples_per_s: float
+    waited_s: float
+    host: str
+    pid: int
+    age_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
 TERMINAL_JOB = frozenset({"done", "failed", "cancelled"})
 TERMINAL_SHARD = frozenset({"done", "failed", "cancelled", "quarantined"})
 
 
 def origin_of(uri: str) -> str:
-    """Host, bucket or database that the bytes come from: ``https://host:port``, ``s3://bucket``, ``sql://connection``."""
+    """Host, bucket or database that the bytes come from: ``https://host:port``, ``s3://bucket``,
+    ``sql://connection``."""
     parts = urlsplit(uri)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else f"{parts.scheme or 'file'}://"
 

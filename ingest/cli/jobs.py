@@ -7,7 +7,7 @@ import click
 from ingest.cli.asking import Asked, asking, show_plan
 from ingest.cli.output import duration, json_option, show_json, show_table, size
 from ingest.client import Client, Job
-from ingest.model import JobStatus
+from ingest.model import Consumer, JobStatus
 
 
 @click.command()
@@ -47,9 +47,10 @@ def status(job_id: str | None, as_json: bool) -> None:
         else:
             show_table(("JOB", "NAME", "STATE", "FILES>", "FAILED>", "BYTES>", "AGE>"), (_row(s) for s in found))
         return
-    one = client.job(job_id).status()
+    job = client.job(job_id)
+    one, consumers = job.status(), job.consumers()
     if as_json:
-        show_json(one.to_json())
+        show_json({**one.to_json(), "consumers": [each.to_json() for each in consumers]})
         return
     shards = ", ".join(f"{count} {state}" for state, count in one.shards.items()) or "none yet"
     click.echo(f"{one.id}  {one.state}  {one.name}".rstrip())
@@ -60,10 +61,20 @@ def status(job_id: str | None, as_json: bool) -> None:
         click.echo(f"eta     {duration(one.eta_s)}")
     if one.waiting_for:
         click.echo(f"waits   {one.waiting_for}")
+    if consumers:
+        click.echo()
+        heads = ("RANK>", "HOST", "PID>", "EPOCH>", "STEP>", "SAMPLES>", "SAMPLES/S>", "WAITED>", "HEARD>")
+        show_table(heads, map(_consumer, consumers))
 
 
 def _row(s: JobStatus) -> tuple[object, ...]:
     return s.id, s.name[:40], s.state, f"{s.files_done}/{s.files}", s.files_failed, size(s.bytes), duration(s.seconds)
+
+
+def _consumer(c: Consumer) -> tuple[object, ...]:
+    step = "-" if c.step is None else c.step
+    rate, waited, heard = round(c.samples_per_s), duration(c.waited_s), duration(c.age_s)
+    return f"{c.rank}/{c.world}", c.host, c.pid, c.epoch, step, c.samples, rate, waited, heard
 
 
 @click.command()

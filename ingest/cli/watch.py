@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import click
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from ingest.cli.output import duration, json_option, show_json, size
 from ingest.client import Client, Job
 from ingest.errors import WaitTimeout
-from ingest.model import TERMINAL_JOB, JobStatus
+from ingest.model import TERMINAL_JOB, Consumer, JobStatus
 
 EVERY_S = 0.3
 
@@ -25,6 +26,17 @@ def line(status: JobStatus) -> str:
     return f"{status.state}: {files}{failed}, {size(status.bytes)}, {size(status.rate)}/s{eta}{waits}"
 
 
+def readers(consumers: Sequence[Consumer]) -> str:
+    """Those who train on a job, as the one of them that has come least far."""
+    if not consumers:
+        return ""
+    last = min(consumers, key=lambda each: (each.epoch, each.samples))
+    waited = f", waited {duration(last.waited_s)}" if last.waited_s >= 1 else ""
+    rate = f"{sum(each.samples_per_s for each in consumers):,.0f} samples/s"
+    ranks = f"{len(consumers)} rank{'s' * (len(consumers) > 1)}"
+    return f"; {ranks} at {rate}: epoch {last.epoch}, {last.samples:,} samples{waited}"
+
+
 def follow(job: Job, timeout_s: float, console: Console) -> JobStatus:
     """A bar until the job is over. Raises :class:`WaitTimeout`. On what is no terminal it says nothing until the
     end."""
@@ -36,7 +48,7 @@ def follow(job: Job, timeout_s: float, console: Console) -> JobStatus:
             status = job.status()
             bar.update(
                 task,
-                description=line(status),
+                description=line(status) + readers(job.consumers()),
                 total=status.files or None,
                 completed=status.files_done + status.files_failed,
             )
@@ -79,9 +91,10 @@ def _stream_json(job: Job, timeout_s: float) -> JobStatus:
     before = ""
     while True:
         status = job.status()
-        now = f"{status.state}{status.shards}{status.bytes}"
+        consumers = [each.to_json() for each in job.consumers()]
+        now = f"{status.state}{status.shards}{status.bytes}{[(each['epoch'], each['samples']) for each in consumers]}"
         if now != before:
-            show_json(status.to_json())
+            show_json({**status.to_json(), "consumers": consumers})
             before = now
         if status.state in TERMINAL_JOB:
             return status

@@ -21,7 +21,7 @@ from ingest.client.waiting import describe, node_of, trouble
 from ingest.errors import LedgerUnavailable, UnknownJob, WaitTimeout
 from ingest.ledger import JobLedger, Result, UnitRecord, batched
 from ingest.ledger.connect import until
-from ingest.model import TERMINAL_JOB, Failure, JobStatus
+from ingest.model import TERMINAL_JOB, Consumer, Failure, JobStatus
 from ingest.settings import Settings
 from ingest.store import Store
 
@@ -97,6 +97,10 @@ class Job:
             if looked == _LOOK_AT:  # of a job of a million, somebody is waiting for this answer
                 return f"{number['c:due']} of its shards are due"
         return ""
+
+    def consumers(self) -> list[Consumer]:
+        """The datasets that read this job now, by rank, and how far each has come; each says so every few seconds."""
+        return self._ledger.consumers(self.id)
 
     def as_completed(self, timeout: float | None = None) -> Iterator[LocalFile]:
         """Files as they land, each once, until the job is over. Those that are there already come first.

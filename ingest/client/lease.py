@@ -1,16 +1,18 @@
-"""What this process reads: leases on the files of its jobs, or on the windows of them that it needs next; renewed while
-the process lives, and gone a minute after it died. One small thread for all of them, from the first job that is read
-until none is."""
+"""What this process reads: leases on the files of its jobs, or on the windows of them that it needs next, and how far
+it has come with them; renewed while the process lives, and gone a minute after it died. One small thread for all of
+them, from the first job that is read until none is."""
 
 from __future__ import annotations
 
 import atexit
 import itertools
 import os
+import socket
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from ingest.errors import IngestError
 from ingest.ledger import JobLedger
@@ -19,6 +21,11 @@ from ingest.settings import Settings
 
 #: Three renewals fit in a lease, so that two may be lost.
 RENEW_S = READER_TTL_S / 4
+#: How often it says how far it has come.
+TELL_S = RENEW_S / 3
+
+#: Who says how far a reader has come: the fields of :class:`Consumer` but where it is; None before it has begun.
+Progress = Callable[[], Mapping[str, Any] | None]
 
 
 class Leases:
@@ -45,6 +52,12 @@ class Leases:
         if self._pid != os.getpid() or job not in self._jobs:
             return Needed([], [])
         return _reading(self._settings).need(job, self, shards, gone, queue)
+
+    def report(self, job: str, progress: Progress) -> None:
+        """How far this reader of a job that is kept has come is asked of ``progress`` every ``TELL_S``, by a thread of
+        its own."""
+        if self._pid == os.getpid() and job in self._jobs:
+            _reading(self._settings).report(job, self, progress)
 
     def drop(self, job: str) -> None:
         """It does not read it any more."""
@@ -77,6 +90,7 @@ class _Reading:
         self._lock = threading.Lock()
         self._jobs: dict[str, dict[Leases, bool]] = {}  # who reads it, and whether the whole of it
         self._windows: dict[str, dict[Leases, Sequence[int]]] = {}
+        self._consumers: dict[tuple[str, Leases], Progress] = {}
         self._loose: dict[str, set[int]] = {}  # not held when a window was renewed, and nobody was told yet
         self._ledger: JobLedger | None = None
         self._wake = threading.Event()
@@ -128,9 +142,28 @@ class _Reading:
         if ledger is not None:
             ledger.release(job, self.reader, shards)
 
+    def report(self, job: str, who: Leases, progress: Progress) -> None:
+        with self._lock:
+            self._consumers[job, who] = progress
+
+    def _tell(self, ledger: JobLedger) -> None:
+        """How far all of them have come."""
+        with self._lock:
+            consumers = list(self._consumers.items())
+        for (job, who), progress in consumers:
+            come = progress()
+            if come is not None:
+                ledger.tell(job, self._consumer(who), {**come, "host": socket.gethostname(), "pid": os.getpid()})
+            if (job, who) not in self._consumers:  # released meanwhile
+                ledger.tell(job, self._consumer(who), None)
+
+    def _consumer(self, who: Leases) -> str:
+        return f"{self.reader}:{id(who):x}"
+
     def release(self, job: str, who: Leases) -> None:
         with self._lock:
             ledger = self._ledger
+            was_told_of = self._consumers.pop((job, who), None) is not None
             self._jobs.get(job, {}).pop(who, None)
             had_window = self._windows.get(job, {}).pop(who, None) is not None
             rest = bool(self._jobs.get(job))
@@ -145,6 +178,9 @@ class _Reading:
                 self._wake.set()
         if ledger is None:
             return
+        if was_told_of:
+            with suppress(IngestError):  # it is forgotten in a minute
+                ledger.tell(job, self._consumer(who), None)
         if rest and (had_window or job in self._windows):
             with suppress(IngestError):  # it is said again soon
                 self._say_less(ledger, job)
@@ -160,11 +196,15 @@ class _Reading:
 
     def close(self) -> None:
         with self._lock:
-            jobs, ledger = list(self._jobs), self._ledger
+            jobs, ledger, consumers = list(self._jobs), self._ledger, list(self._consumers)
             self._jobs.clear()
+            self._consumers.clear()
             self._ledger = None
             self._wake.set()
         if ledger is not None:
+            with suppress(IngestError):
+                for job, who in consumers:
+                    ledger.tell(job, self._consumer(who), None)
             self._give_back(ledger, jobs, list(self._windows), last=True)
 
     def _give_back(self, ledger: JobLedger, jobs: list[str], windowed: list[str], *, last: bool) -> None:
@@ -176,7 +216,13 @@ class _Reading:
             ledger.close()
 
     def _renew(self, ledger: JobLedger, wake: threading.Event) -> None:
-        while not wake.wait(RENEW_S):
+        for turn in itertools.count(1):
+            if wake.wait(TELL_S):
+                return
+            with suppress(IngestError):
+                self._tell(ledger)
+            if turn % round(RENEW_S / TELL_S):
+                continue
             with self._lock:
                 plain = [job for job in self._jobs if job not in self._windows]
                 windowed = [job for job in self._jobs if job in self._windows]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ingest.client.files import LocalFile
 from ingest.client.follow import EventStream, Restorer
-from ingest.client.lease import Leases
+from ingest.client.lease import Leases, Progress
 from ingest.client.waiting import why
 from ingest.client.window import Window
 from ingest.errors import UnknownJob
@@ -196,6 +196,12 @@ class JobReader:
         """These shards are consumed: their files may be evicted once all who read the job have said so."""
         if self._leases is not None:
             self._leases.done(self.job, shards)
+
+    def report(self, progress: Progress) -> None:
+        """``progress`` is asked from now on, by another thread, how far this reader has come, for those who watch. A
+        client without leases tells nobody."""
+        if self._leases is not None:
+            self._leases.report(self.job, progress)
 
     def rest(self) -> None:
         """Nothing more is asked: let go of the connection. The files stay, until :meth:`close`."""

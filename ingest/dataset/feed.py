@@ -12,12 +12,13 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice, zip_longest
+from itertools import islice
 from typing import Any
 
 from ingest.dataset.protocols import End, Layout, LocalFile, Reader
 from ingest.dataset.relay import from_wire, to_wire
-from ingest.dataset.stats import Totals
+from ingest.dataset.stats import Progress, Totals
+from ingest.dataset.windows import Windows
 from ingest.dataset.wire import Server
 from ingest.errors import IngestError, LedgerUnavailable, StoreError
 from ingest.model import TERMINAL_JOB, Failure
@@ -35,40 +36,22 @@ def _bytes_of(end: End) -> int:
     return sum(file.size for file in end.files)
 
 
-class Windows:
-    """What the workers of this process read now and next, by positions."""
-
-    def __init__(self) -> None:
-        self._of: dict[int, tuple[Sequence[int], Sequence[int]]] = {}
-
-    def move(self, read: Sequence[int], ahead: Sequence[int], worker: int, workers: int) -> None:
-        """Workers of an iteration that had more of them read nothing any more."""
-        self._of = {n: window for n, window in self._of.items() if n < workers}
-        self._of[worker] = read, ahead
-
-    @property
-    def read(self) -> list[int]:
-        return _in_turn([read for read, _ in self._of.values()])
-
-    @property
-    def ahead(self) -> list[int]:
-        return _in_turn([ahead for _, ahead in self._of.values()])
-
-
-def _in_turn(rows: Sequence[Sequence[int]]) -> list[int]:
-    """The first of each, then the second of each; everything once."""
-    return list(dict.fromkeys(n for column in zip_longest(*rows) for n in column if n is not None))
-
-
 class Feed:
     """Follows ``reader`` and answers the questions of iterators, in the process that made it.
 
-    ``share`` says which rank of how many this process is, and how many of them are on its node, at the time an iterator
-    begins. ``begun`` is when the last one did: its epoch, and its state if it went on from one.
+    ``batch_size`` is for those who ask how far it has come. ``share`` says which rank of how many this process is, and
+    how many of them are on its node, at the time an iterator begins. ``begun`` is when the last one did: its epoch, and
+    its state if it went on from one.
     """
 
     def __init__(
-        self, job: str, reader: Reader, share: Callable[[], tuple[int, int, int]], *, keep: bool = True
+        self,
+        job: str,
+        reader: Reader,
+        share: Callable[[], tuple[int, int, int]],
+        *,
+        keep: bool = True,
+        batch_size: int | None = None,
     ) -> None:
         self.pid = os.getpid()
         self.begun: tuple[int, Mapping[str, Any] | None] = (0, None)
@@ -81,6 +64,7 @@ class Feed:
         self._moved = False  # they are others than the ledger was told
         self._doubted: set[int] = set()  # shards whose files are to be looked for
         self.totals = Totals()
+        self._progress = Progress(batch_size)
         self._news = threading.Condition()
         self._layouts: list[Layout] = []
         self._starts: list[int] = []  # position of each shard's first file
@@ -107,6 +91,7 @@ class Feed:
         }
         self._server = Server(self.answer)
         self.address, self.key = self._server.address, self._server.key
+        reader.report(self._come)
         self._thread = threading.Thread(target=self._follow, name=f"ingest-feed-{job}", daemon=True)
         self._thread.start()
 
@@ -262,6 +247,7 @@ class Feed:
             state = None if request["worker"] in self._went_on else self._state
             self._went_on.add(request["worker"])
             self.begun = self._epoch, state
+            self._progress.begin(rank, world, request["worker"], self._epoch, state)
             return {"rank": rank, "world": world, "local_world": local_world, "epoch": self._epoch, "state": state}
 
     def _extent(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -332,7 +318,13 @@ class Feed:
     def _report(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         with self._news:
             self.totals.add(request["tally"])
+            self._progress.add(request["tally"]["samples"])
         return {}
+
+    def _come(self) -> Mapping[str, Any] | None:
+        """How far this rank has come, for those who watch; None before it has begun."""
+        with self._news:
+            return {**self._progress.take(), "waited_s": self.totals.waited_s} if self._progress.begun else None
 
     def _why(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """A sentence on what the file at ``position`` waits for, or the plan where that is None."""

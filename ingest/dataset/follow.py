@@ -74,6 +74,7 @@ class Follower:
     def __init__(self, ask: Ask, job: str, timeout_s: float) -> None:
         self._ask, self._job, self._timeout_s = ask, job, timeout_s
         self.tally = Tally()
+        self._reported = time.monotonic()
         self._extent = Extent(0, False)
 
     def begin(self, worker: int, workers: int) -> Begin:
@@ -113,9 +114,12 @@ class Follower:
         """A file there cannot be read any more: it is looked for, and fetched again if it is gone."""
         self._answer({"ask": "doubt", "position": position})
 
-    def report(self) -> None:
-        """Tell what feeding has cost so far."""
-        self._answer({"ask": "report", "tally": self.tally.take()})
+    def report(self, every_s: float = 0.0) -> None:
+        """Tell what feeding has cost so far, unless that was done less than ``every_s`` ago."""
+        now = time.monotonic()
+        if now - self._reported >= every_s:
+            self._reported = now
+            self._answer({"ask": "report", "tally": self.tally.take()})
 
     def _answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         answer = self._ask(request)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ingest.model import Failure
+
+#: How far a reader has come: the fields of ``ingest.model.Consumer`` but where it is; None before it has begun.
+Progress = Callable[[], Mapping[str, Any] | None]
 
 
 class LocalFile(Protocol):
@@ -58,8 +61,9 @@ class Reader(Protocol):
     """The job's stream, used by one thread at a time. ``order`` only ever grows at its end; ``ends`` may lose a shard
     that is tried or fetched again; ``plan_failures`` are the sources that gave no files, known once the order is
     complete. ``need`` says all that is read now and next, nearest first, and is held where the reader does not keep
-    all; ``doubt`` that a file of these was not there. What is held stays in the store until ``close``; ``rest`` is for
-    when nothing more is asked. ``budget_bytes``: what the store here may hold, where that is said."""
+    all; ``doubt`` that a file of these was not there. ``report`` names who is asked now and then how far it has come.
+    What is held stays in the store until ``close``; ``rest`` is for when nothing more is asked. ``budget_bytes``: what
+    the store here may hold, where that is said."""
 
     @property
     def order(self) -> Sequence[Layout]: ...
@@ -76,6 +80,7 @@ class Reader(Protocol):
     def plan_failures(self) -> Sequence[Failure]: ...
     def need(self, shards: Sequence[int]) -> None: ...
     def doubt(self, shards: Sequence[int]) -> None: ...
+    def report(self, progress: Progress) -> None: ...
     def rest(self) -> None: ...
     def close(self) -> None: ...
 

@@ -17,6 +17,8 @@ from ingest.errors import UsageError
 
 #: Files beyond those that are read that are asked for by then, at most.
 AHEAD = 32
+#: How often it is told how far this one has come, while no file is opened.
+REPORT_S = 2.0
 
 
 class Reading:
@@ -61,6 +63,7 @@ class Reading:
                 self._from.check(self.order, self._job)
             for numbers in self.share.lumps(self.given):
                 while numbers:
+                    self._follower.report(REPORT_S)
                     picks = self._picks(numbers)
                     found = sum(len(pick.numbers) for pick in picks)
                     yield from self._give(self.library.read(picks, found))

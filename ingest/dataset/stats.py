@@ -1,4 +1,5 @@
-"""What feeding costs, in numbers: counted by each iterator, brought together in the rank process."""
+"""What feeding costs, in numbers, and how far it has come: counted by each iterator, brought together in the rank
+process."""
 
 from __future__ import annotations
 
@@ -60,6 +61,10 @@ class Totals:
         firsts = [first for first in (self._first_s, told["first_sample_s"]) if first is not None]
         self._first_s = min(firsts, default=None)
 
+    @property
+    def waited_s(self) -> float:
+        return float(self._sums["waited_s"])
+
     def to_json(self) -> dict[str, Any]:
         elapsed = time.monotonic() - self._begun
         return {
@@ -70,4 +75,44 @@ class Totals:
             "samples_per_s": self._sums["samples"] / elapsed,
             "bytes_per_s": self._sums["bytes"] / elapsed,
             "hit_rate": self._sums["hits"] / self._sums["files"] if self._sums["files"] else None,
+        }
+
+
+class Progress:
+    """How far the iteration that began last has come on this rank."""
+
+    def __init__(self, batch_size: int | None) -> None:
+        self._batch_size = batch_size
+        self._rank = self._world = self._epoch = self._samples = 0
+        self._workers: set[int] = set()
+        self._all, self._before = 0, (time.monotonic(), 0)
+
+    def begin(self, rank: int, world: int, worker: int, epoch: int, state: Mapping[str, Any] | None) -> None:
+        """A worker of the rank begins, with others or alone, an epoch or behind ``state``."""
+        if worker in self._workers or epoch != self._epoch:
+            self._workers.clear()
+        if not self._workers:
+            self._epoch, self._samples = epoch, state["samples"] // world if state else 0
+        self._rank, self._world = rank, world
+        self._workers.add(worker)
+
+    @property
+    def begun(self) -> bool:
+        return bool(self._workers)
+
+    def add(self, samples: int) -> None:
+        self._samples += samples
+        self._all += samples
+
+    def take(self) -> dict[str, Any]:
+        """As it is now; the rate is of the time since this was asked last."""
+        now, (then, had) = time.monotonic(), self._before
+        self._before = now, self._all
+        return {
+            "rank": self._rank,
+            "world": self._world,
+            "epoch": self._epoch,
+            "samples": self._samples,
+            "step": self._samples // self._batch_size if self._batch_size else None,
+            "samples_per_s": (self._all - had) / max(now - then, 1e-3),
         }

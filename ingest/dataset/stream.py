@@ -123,7 +123,11 @@ class Stream:
         self._reading: Reading | None = None  # of this process, the one that began last
         self._loaded: State | None = None  # by a DataLoader into its worker's own copy
         self._feed: Feed | None = Feed(
-            job.id, job.reader(keep=keep), partial(type(self).rank_of, rank, world_size), keep=keep
+            job.id,
+            job.reader(keep=keep),
+            partial(type(self).rank_of, rank, world_size),
+            keep=keep,
+            batch_size=batch_size,
         )
         self._address, self._key = self._feed.address, self._feed.key
         self._finalizer = weakref.finalize(self, self._feed.close)

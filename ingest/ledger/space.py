@@ -6,10 +6,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ingest.ledger.redis import Ledger, text
+from ingest.model import Consumer
 
 #: A reader that is not heard for so long is gone; it says four times in that time that it lives.
 READER_TTL_S = 60.0
@@ -166,6 +168,27 @@ class SpaceLedger(Ledger):
         reader nothing happens."""
         if shards:
             self.run("release", job, reader, int(READER_TTL_S * 1000), *shards)
+
+    def tell(self, job: str, consumer: str, progress: Mapping[str, Any] | None) -> None:
+        """How far a consumer of a job has come: the fields of :class:`Consumer`. None: it reads no more."""
+        said = "" if progress is None else json.dumps(progress)
+        self.run("tell", job, consumer, int(READER_TTL_S * 1000), said)
+
+    def consumers(self, job: str) -> list[Consumer]:
+        """Who reads a job and was heard within ``READER_TTL_S``, by rank."""
+        now = self.now_ms()
+        with self.translated():
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.zrangebyscore(self.key("consuming", job), now, "+inf", withscores=True)
+            pipe.hgetall(self.key("consumers", job))
+            heard, said = pipe.execute()
+        found = []
+        for consumer, until_ms in heard:
+            with suppress(ValueError, TypeError, KeyError):  # of another version
+                progress = json.loads(said[consumer])
+                age_s = max(0.0, READER_TTL_S - (until_ms - now) / 1000)
+                found.append(Consumer(**progress, age_s=age_s))
+        return sorted(found, key=lambda each: (each.rank, each.host, each.pid))
 
     def parted(self, job: str) -> list[str]:
         """The shards of a job that were ever handed back with files."""

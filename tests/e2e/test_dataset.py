@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -14,8 +15,9 @@ from torch.utils.data import DataLoader
 
 import ingest
 from ingest.dataset import StreamingDataset, formats
+from ingest.model import Consumer
 from tests.servers.http import Origin, file, slow_start
-from tests.servers.node import Service
+from tests.servers.node import Service, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -52,6 +54,30 @@ def test_the_index_of_an_archive_is_made_when_it_lands(service: Service, origin:
     made = index.stat()
     assert [sample["txt"] for sample in StreamingDataset(job, timeout=30)] == [b"%02d" % n for n in range(20)]
     assert index.stat().st_mtime_ns == made.st_mtime_ns and index.stat().st_ino == made.st_ino
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_who_reads_and_how_far_they_are_is_seen_by_others(service: Service, origin: Origin, workers: int) -> None:
+    job = service.client().submit([origin.put(f"/seen{workers}-{n}.jsonl", lines(n)) for n in range(4)])
+    dataset = StreamingDataset(job, timeout=60, batch_size=5, rank=1, world_size=2)
+    dataset.set_epoch(3)
+    loader = DataLoader(dataset, batch_size=5, num_workers=workers)
+    assert job.consumers() == [], "nobody has begun"
+    assert len(list(loader)) == 4
+
+    def told() -> list[Consumer]:
+        return [each for each in service.client().job(job.id).consumers() if each.samples >= 20]
+
+    (seen,) = until(told, "it has said how far it is")
+    assert (seen.rank, seen.world, seen.epoch, seen.step, seen.pid) == (1, 2, 3, 4, os.getpid())
+    shown = service.run("status", job.id)
+    assert shown.returncode == 0 and "1/2" in shown.stdout, shown.stdout + shown.stderr
+    (said,) = json.loads(service.run("status", job.id, "--json").stdout)["consumers"]
+    assert (said["rank"], said["epoch"], said["samples"]) == (1, 3, 20)
+    watched = [json.loads(line) for line in service.run("watch", job.id, "--json").stdout.splitlines()]
+    assert watched[-1]["state"] == "done" and watched[-1]["consumers"][0]["rank"] == 1
+    dataset.close()
+    assert job.consumers() == []
 
 
 def test_a_source_that_fails_is_named_or_skipped(service: Service, origin: Origin) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from ingest.dataset.protocols import Progress
 from ingest.model import Failure
 
 
@@ -110,6 +111,9 @@ class FakeJob:
 
     def doubt(self, shards: Sequence[int]) -> None:
         self.doubted += shards
+
+    def report(self, progress: Progress) -> None:
+        self.progress = progress
 
     def rest(self) -> None:
         self.rested += 1
