@@ -9,7 +9,7 @@ from typing import Any
 
 from ingest.errors import NotLocalError, StoreError
 from ingest.model import FileRecord
-from ingest.store import Store
+from ingest.store import Store, audit
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,14 @@ class LocalFile:
                 str(path),
                 f"has {size} bytes and {self.source} has {self.size}; `ingest store verify --remove` takes it out",
             )
+        return path
+
+    def verified(self) -> Path:
+        """:attr:`path`, when its bytes have been compared with its digest: once on each machine. Raises as that, and
+        :class:`StoreError` for one that is damaged; it is then in the store no more, and can be fetched again."""
+        path = self.path
+        if self._store is not None:
+            audit.check(self._store, self._relative, self.size, self.digest)
         return path
 
     def is_gone(self) -> bool:

@@ -276,7 +276,7 @@ class Feed:
         if isinstance(entry, Mapping):
             return entry
         files = [{field: getattr(file, field) for field in _TOLD} for file in entry]
-        return {"files": files, "paths": [str(file.path) for file in entry]}
+        return {"files": files, "paths": [str(file.verified() if request["verify"] else file.path) for file in entry]}
 
     def _entry(self, position: int, wait_s: float) -> Sequence[LocalFile] | Mapping[str, Any]:
         """The files at that place; or the answer why there are none, or not yet."""

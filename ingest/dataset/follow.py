@@ -99,9 +99,10 @@ class Follower:
             return _missing(answer)
         return [Landed(**file) for file in answer["files"]]
 
-    def paths(self, position: int) -> list[tuple[Landed, Path]] | Missing:
-        """The same, each with where it lies. Raises NotLocalError or StoreError for one that cannot be read here."""
-        answer = self._wait({"ask": "paths", "position": position}, position)
+    def paths(self, position: int, *, verify: bool) -> list[tuple[Landed, Path]] | Missing:
+        """The same, each with where it lies, and ``verify``: each by its digest. Raises NotLocalError or StoreError for
+        one that cannot be read here."""
+        answer = self._wait({"ask": "paths", "position": position, "verify": verify}, position)
         if "failure" in answer:
             return _missing(answer)
         return [(Landed(**file), Path(path)) for file, path in zip(answer["files"], answer["paths"], strict=True)]

@@ -130,9 +130,9 @@ class Library:
         return shelf
 
     def _there(self, position: int, *, again: bool = True) -> list[tuple[Landed, Path]]:
-        """The files there; one that is gone from the store, or has another size, is fetched again, once."""
+        """The files there; one that is gone from the store, or damaged, is fetched again, once."""
         try:
-            found = self._follower.paths(position)
+            found = self._follower.paths(position, verify=self._options.verify)
         except StoreError as error:
             if not again:
                 raise

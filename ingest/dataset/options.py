@@ -38,6 +38,7 @@ class Options:
     timeout_s: float = 300.0
     on_failure: str = "raise"
     keep: bool = True
+    verify: bool = False
 
     def __post_init__(self) -> None:
         if self.timeout_s <= 0:

@@ -14,7 +14,7 @@ Progress = Callable[[], Mapping[str, Any] | None]
 
 class LocalFile(Protocol):
     """One fetched file. ``path`` raises NotLocalError or StoreError where it cannot be read here, ``name`` is its own
-    part of that. ``samples`` where its format says how many."""
+    part of that; ``verified`` is the path when its digest was compared. ``samples`` where its format says how many."""
 
     @property
     def path(self) -> Path: ...
@@ -32,6 +32,7 @@ class LocalFile(Protocol):
     def source(self) -> str: ...
     @property
     def index(self) -> tuple[int, int]: ...
+    def verified(self) -> Path: ...
 
 
 class Layout(Protocol):

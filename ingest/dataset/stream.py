@@ -70,6 +70,7 @@ class Stream:
     - The files stay in the store until ``close()`` or the end of the dataset or its process. With ``keep=False`` only
       those that are read now and next do, so that a job may be larger than the store: what was evicted is fetched again
       when its turn comes. A file that is gone or cut short when it is opened is fetched again, once.
+    - ``verify=True`` also compares each file with its digest when it is first opened on a machine.
     - ``rank`` and ``world_size`` come from torch.distributed where it is initialised, else from RANK and WORLD_SIZE.
 
     Iterating raises WaitTimeout, JobFailed, DataError, NotLocalError, StoreError, ResumeError or LedgerUnavailable. Out
@@ -96,6 +97,7 @@ class Stream:
         timeout: float = 300.0,
         on_failure: str = "raise",
         keep: bool = True,
+        verify: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -118,6 +120,7 @@ class Stream:
             timeout_s=float(timeout),
             on_failure=on_failure,
             keep=keep,
+            verify=verify,
         )
         self._job = job.id
         self._reading: Reading | None = None  # of this process, the one that began last

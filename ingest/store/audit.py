@@ -4,6 +4,7 @@ attempts left."""
 from __future__ import annotations
 
 import hashlib
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingest.errors import StoreError
+from ingest.store.evict import records_of
 from ingest.store.layout import Piece, Stored, inside, read_record, scan
 from ingest.store.store import Store
 
@@ -69,6 +71,34 @@ def verify(store: Store, *, remove: bool) -> Iterator[Damage]:
                 with suppress(FileNotFoundError, StoreError):
                     inside(store.root, piece.path).unlink()
         yield from (Damage(piece.path, record.uri, reason) for piece, reason in damaged)
+
+
+def check(store: Store, path: str, size: int, digest: str) -> None:
+    """Read a published file (``path`` relative to the root) and compare it with its digest, if nobody has on this
+    machine since it was written: that is noted beside it. Raises :class:`StoreError` for one that is damaged, which is
+    in the store no more then."""
+    file = inside(store.root, path)
+    note = file.with_name(f".{file.name}.checked")
+    with suppress(OSError):
+        if note.read_text() == _sight(file):
+            return
+    reason = _examine(store, Piece(path, size, digest))
+    if reason is None:
+        with suppress(OSError):
+            note.write_text(_sight(file))
+        return
+    # The record first: without it the file is not there for anybody.
+    with suppress(OSError):
+        for record in records_of(store, store.root.joinpath(*Path(path).parts[:4])):
+            record.unlink()
+        file.unlink()
+    raise StoreError(str(file), f"{reason}; it was taken out of the store")
+
+
+def _sight(file: Path) -> str:
+    """What is another if the file was written since, or by another machine."""
+    found = file.stat()
+    return f"{platform.node()} {found.st_size} {found.st_mtime_ns} {found.st_ino}"
 
 
 def _examine(store: Store, piece: Piece) -> str | None:

@@ -189,7 +189,7 @@ def remove(store: Store, version: Version, limit: int) -> bool:
     whoever touched it before that is seen and has it back, and whoever comes after it finds nothing.
     """
     folder = store.root / version.folder
-    record = next((path for path in _records_of(store, folder)), None)
+    record = next((path for path in records_of(store, folder)), None)
     mark = f".{uuid.uuid4().hex[:8]}{_GONE}"
     hidden, aside = folder.with_name(folder.name + mark), folder.with_name(f"{folder.name}.json{mark}")
     try:
@@ -219,7 +219,8 @@ def remove(store: Store, version: Version, limit: int) -> bool:
     return True
 
 
-def _records_of(store: Store, folder: Path) -> Iterable[Path]:
+def records_of(store: Store, folder: Path) -> Iterable[Path]:
+    """The records that speak of a version's folder: none, or one."""
     direct = folder.with_name(f"{folder.name}.json")
     if direct.exists():
         return [direct]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from torch.utils.data import DataLoader
@@ -104,6 +105,24 @@ def test_a_file_that_is_gone_when_it_is_read_is_fetched_again(service: Service, 
         path.write_bytes(b"{")
     assert got + list(samples) == [n * 100 + i for n in range(3) for i in range(10)]
     assert [origin.count(f"/{how}-{n}.jsonl") for n in range(3)] == [1, 2, 1]
+
+
+def test_a_damaged_file_is_found_on_use_and_fetched_again(service: Service, origin: Origin) -> None:
+    """Once on a machine: what nobody wrote since is not read twice."""
+    urls = [origin.put(f"/damaged-{n}.jsonl", lines(n)) for n in range(3)]
+    job = service.client().submit(urls, shard_files=1)
+    path = job.paths(timeout=60)[1]
+    whole, expected = path.read_bytes(), [n * 100 + i for n in range(3) for i in range(10)]
+    path.chmod(0o644)
+    path.write_bytes(whole.replace(b"105", b"999"))
+    assert 999 in list(StreamingDataset(job, timeout=60)), "of the same size: nobody has looked"
+    assert list(StreamingDataset(job, timeout=60, verify=True)) == expected
+    assert path.read_bytes() == whole and [origin.count(urlsplit(url).path) for url in urls] == [1, 2, 1]
+    times = path.stat()
+    path.chmod(0o644)
+    path.write_bytes(whole.replace(b"105", b"999"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert 999 in list(StreamingDataset(job, timeout=60, verify=True)), "it was read once, and not written since"
 
 
 JOINED = """

@@ -36,6 +36,9 @@ class FakeFile:
     def name(self) -> str:
         return self.path.name
 
+    def verified(self) -> Path:
+        return self.path
+
 
 @dataclass(frozen=True)
 class FakeEnd:
