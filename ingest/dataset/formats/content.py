@@ -48,7 +48,7 @@ class Content:
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly ``size`` bytes."""
-        with naming(self.path, self.source, f"at byte {offset}"):
+        try:  # no context manager: a shuffled epoch comes here for each sample
             data = os.pread(self.file.fileno(), min(size, _MOST_BYTES), offset)
             if len(data) == size:
                 return data
@@ -57,6 +57,8 @@ class Content:
                 offset += len(data)
                 data = os.pread(self.file.fileno(), min(size, _MOST_BYTES), offset)
                 pieces.append(data)
+        except OSError as error:
+            raise damaged(self.path, self.source, f"at byte {offset}", error) from error
         if size:
             raise damaged(self.path, self.source, f"at byte {offset}", f"{size} bytes are missing: it was cut off")
         return b"".join(pieces)
