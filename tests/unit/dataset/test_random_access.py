@@ -2,82 +2,30 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
 import multiprocessing
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.feather
-import pyarrow.parquet as pq
 import pytest
-import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.dataset import formats
 from ingest.dataset.formats import Samples
 from ingest.errors import DataError
-from tests.unit.dataset.test_mds import shard
+from tests.unit.dataset.files import MAKERS, lines, opened
 
 ROWS = [{"id": n, "text": f"{n} " * (n * 37 % 900)} for n in range(300)]
-LINES = b"".join(json.dumps(row).encode() + b"\n" * (1 + row["id"] % 3) for row in ROWS)  # type: ignore[operator]
-
-
-def tar(path: Path) -> None:
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
-        for row in ROWS:
-            for extension, body in (("txt", str(row["text"]).encode()), ("cls", b"%d" % row["id"])):
-                info = tarfile.TarInfo(f"{row['id']}.{extension}")
-                info.size = len(body)
-                archive.addfile(info, io.BytesIO(body))
-
-
-def mds(path: Path) -> None:
-    samples = [len(text).to_bytes(4, "little") + text for row in ROWS if (text := str(row["text"]).encode()) or True]
-    path.write_bytes(shard(samples))
-
-
-def stream(path: Path) -> None:
-    with pa.ipc.new_stream(path, table().schema) as writer:
-        writer.write_table(table(), max_chunksize=77)
-
-
-def table() -> pa.Table:
-    return pa.Table.from_pylist(ROWS)
-
-
-MAKERS: dict[str, Callable[[Path], object]] = {
-    "a.tar": tar,
-    "a.tar.gz": tar,
-    "a.parquet": lambda path: pq.write_table(table(), path, row_group_size=100),
-    "a.jsonl": lambda path: path.write_bytes(LINES),
-    "a.jsonl.zst": lambda path: path.write_bytes(zstandard.ZstdCompressor().compress(LINES)),
-    "a.csv": lambda path: pa.csv.write_csv(table(), path),
-    "a.csv.gz": lambda path: (pa.csv.write_csv(table(), path), path.write_bytes(gzip.compress(path.read_bytes()))),
-    "a.arrow": stream,
-    "a.feather": lambda path: pa.feather.write_feather(table(), path, compression="lz4", chunksize=77),
-    "a.mds": mds,
-    "a.text": lambda path: path.write_bytes(LINES),
-    "a.bin": lambda path: path.write_bytes(LINES),
-}
-
-
-def opened(path: Path) -> Samples:
-    kind = formats.by_name("text") if path.suffix == ".text" else formats.detect(path.name)
-    return formats.open_samples(kind, path, "src")
+LINES = lines(ROWS)
 
 
 @pytest.fixture(scope="module", params=MAKERS)
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("formats") / str(request.param)
-    MAKERS[path.name](path)
+    MAKERS[path.name](path, ROWS)
     return path
 
 
@@ -156,7 +104,7 @@ def test_closing_twice(path: Path) -> None:
 def test_a_file_that_is_cut_off_names_itself(tmp_path: Path, name: str) -> None:
     """Also one of JSON lines: its last line is none."""
     path = tmp_path / name
-    MAKERS[name](path)
+    MAKERS[name](path, ROWS)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     if name == "a.csv":
         path.write_bytes(path.read_bytes()[: path.read_bytes().rindex(b",")])
