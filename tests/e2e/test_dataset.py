@@ -8,6 +8,9 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +20,7 @@ from torch.utils.data import DataLoader
 import ingest
 from ingest.dataset import StreamingDataset, formats
 from ingest.model import Consumer
-from tests.servers.http import Origin, file, slow_start
+from tests.servers.http import Behaviour, Origin, file, slow_start
 from tests.servers.node import Service, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -123,6 +126,54 @@ def test_a_damaged_file_is_found_on_use_and_fetched_again(service: Service, orig
     path.write_bytes(whole.replace(b"105", b"999"))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert 999 in list(StreamingDataset(job, timeout=60, verify=True)), "it was read once, and not written since"
+
+
+@pytest.mark.parametrize(
+    ("comes_back", "workers"), [(True, 0), (False, 0), pytest.param(False, 2, marks=pytest.mark.long)]
+)
+def test_an_origin_that_dies_in_the_middle_of_an_epoch(
+    service: Service, origin: Origin, comes_back: bool, workers: int
+) -> None:
+    """Every rank says which file, of which origin, and why, by its own deadline; or goes on where it was."""
+    gone = threading.Event()
+    gone.set()
+
+    def while_it_lives(number: int) -> Behaviour:
+        return lambda to: to.reset() if gone.is_set() else file(lines(number))(to)
+
+    kind = f"{comes_back}{workers}"
+    urls = [origin.put(f"/{kind}-{n}.jsonl", lines(n)) for n in range(2)]
+    urls += [origin.on(f"/{kind}-{n}.jsonl", while_it_lives(n)) for n in range(2, 6)]
+    job = service.client().submit(urls, shard_files=1)
+    timeout_s = 90.0 if comes_back else 6.0
+
+    def train(rank: int, seen: list[int]) -> tuple[float, str]:
+        """How long it waited for the error that ended it, and that; 0 where it came to the end."""
+        dataset = StreamingDataset(job, batch_size=5, timeout=timeout_s, rank=rank, world_size=2)
+        began = time.monotonic()
+        try:
+            for batch in DataLoader(dataset, batch_size=5, num_workers=workers):
+                seen += batch.tolist()
+                began = time.monotonic()
+        except (ingest.WaitTimeout, ingest.JobFailed) as error:
+            return time.monotonic() - began, str(error)
+        finally:
+            dataset.close()
+        return 0.0, ""
+
+    seen: list[list[int]] = [[], []]
+    with ThreadPoolExecutor(2) as ranks:
+        ends = [ranks.submit(train, rank, seen[rank]) for rank in range(2)]
+        until(lambda: all(len(each) == 10 for each in seen), "they train on what is there")
+        if comes_back:
+            until(lambda: job.status().retries > 0, "the origin is found to be away")
+            gone.clear()
+        said = [end.result(timeout=100) for end in ends]
+    if comes_back:
+        assert sorted(seen[0] + seen[1]) == [n * 100 + i for n in range(6) for i in range(10)]
+    else:
+        assert all(0 < waited_s < timeout_s + 8 and origin.url("") in error for waited_s, error in said), said
+        job.cancel()
 
 
 JOINED = """
