@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ingest.client.client import Client
+from ingest.client.follow import Deadline, patiently
 from ingest.client.job import Job
 from ingest.client.request import fingerprint
 from ingest.client.submission import positive
@@ -37,8 +38,9 @@ def distributed_job(
     and so of the same order. ``key`` names this run: by default what torchrun says of it, so that a restart of the run
     finds its job again. Outside of a distributed run it is :meth:`Client.submit`.
 
-    Raises what ``submit`` raises, :class:`NotSubmitted` when local rank 0 has not submitted in time, and
-    :class:`UsageError` where nothing says which run this is.
+    Raises what ``submit`` raises, :class:`NotSubmitted` when local rank 0 has not submitted in time,
+    :class:`LedgerUnavailable` when Redis is away for a minute, and :class:`UsageError` where nothing says which run
+    this is.
     """
     positive("timeout", timeout)
     client = client or Client()
@@ -46,12 +48,12 @@ def distributed_job(
     name = _key(client, sources, key, here)
     if here.local_rank == 0:
         return client.submit(sources, key=name, **options)
-    deadline = time.monotonic() + timeout
+    deadline = Deadline(timeout)
     while True:
-        found = client.ledger.job_of(name)
+        found = patiently(lambda: client.ledger.job_of(name), deadline)
         if found is not None:
             return client.job(found)
-        if time.monotonic() > deadline:
+        if deadline.over:
             raise NotSubmitted(name, timeout, f"rank {here.rank} of {here.world}")
         time.sleep(_ASK_S)
 

@@ -319,6 +319,8 @@ class Feed:
         with self._news:
             self.totals.add(request["tally"])
             self._progress.add(request["tally"]["samples"])
+            if request["over"] and self._progress.over(*request["over"]):
+                log.info("dataset.epoch %s", f"{self._progress}; in all {self.totals}", extra={"job": self._job})
         return {}
 
     def _come(self) -> Mapping[str, Any] | None:

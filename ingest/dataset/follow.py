@@ -75,9 +75,11 @@ class Follower:
         self._ask, self._job, self._timeout_s = ask, job, timeout_s
         self.tally = Tally()
         self._reported = time.monotonic()
+        self._who = (0, 1)
         self._extent = Extent(0, False)
 
     def begin(self, worker: int, workers: int) -> Begin:
+        self._who = (worker, workers)
         return Begin(**self._answer({"ask": "begin", "worker": worker, "workers": workers}))
 
     def extent(self, at_least: int) -> Extent | Missing:
@@ -115,12 +117,13 @@ class Follower:
         """A file there cannot be read any more: it is looked for, and fetched again if it is gone."""
         self._answer({"ask": "doubt", "position": position})
 
-    def report(self, every_s: float = 0.0) -> None:
-        """Tell what feeding has cost so far, unless that was done less than ``every_s`` ago."""
+    def report(self, every_s: float = 0.0, *, over: bool = False) -> None:
+        """Tell what feeding has cost so far, unless that was done less than ``every_s`` ago; and that it is
+        ``over``."""
         now = time.monotonic()
         if now - self._reported >= every_s:
             self._reported = now
-            self._answer({"ask": "report", "tally": self.tally.take()})
+            self._answer({"ask": "report", "tally": self.tally.take(), "over": self._who if over else None})
 
     def _answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         answer = self._ask(request)

@@ -74,7 +74,7 @@ class Reading:
                     yield from self._give(self._again(numbers))
                     break
             self._move(None)
-            self._follower.report()
+            self._follower.report(over=True)
         finally:
             self.library.close()
 

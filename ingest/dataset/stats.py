@@ -65,6 +65,12 @@ class Totals:
     def waited_s(self) -> float:
         return float(self._sums["waited_s"])
 
+    def __str__(self) -> str:
+        first = "" if self._first_s is None else f"the first one after {self._first_s:.1f} s, "
+        return (
+            f"{first}{self._sums['waits']} waits of {self._sums['waited_s']:.1f} s, the longest {self._longest_s:.1f} s"
+        )
+
     def to_json(self) -> dict[str, Any]:
         elapsed = time.monotonic() - self._begun
         return {
@@ -85,16 +91,26 @@ class Progress:
         self._batch_size = batch_size
         self._rank = self._world = self._epoch = self._samples = 0
         self._workers: set[int] = set()
+        self._over: set[int] = set()
         self._all, self._before = 0, (time.monotonic(), 0)
 
     def begin(self, rank: int, world: int, worker: int, epoch: int, state: Mapping[str, Any] | None) -> None:
         """A worker of the rank begins, with others or alone, an epoch or behind ``state``."""
         if worker in self._workers or epoch != self._epoch:
             self._workers.clear()
+            self._over.clear()
         if not self._workers:
             self._epoch, self._samples = epoch, state["samples"] // world if state else 0
         self._rank, self._world = rank, world
         self._workers.add(worker)
+
+    def over(self, worker: int, workers: int) -> bool:
+        """A worker of so many is at its end; whether that is the end of the epoch on this rank."""
+        self._over.add(worker)
+        return len(self._over) == workers
+
+    def __str__(self) -> str:
+        return f"epoch {self._epoch} on rank {self._rank} of {self._world}: {self._samples} samples"
 
     @property
     def begun(self) -> bool:

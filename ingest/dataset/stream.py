@@ -214,6 +214,13 @@ class Stream:
         workers report with each file that they open, and at the end of the epoch."""
         return self._own_feed("stats").totals.to_json()
 
+    def write_scalars(self, writer: Any, step: int) -> None:
+        """:meth:`stats` as TensorBoard scalars ``ingest/NAME``: ``writer`` is a
+        ``torch.utils.tensorboard.SummaryWriter``, or whatever else has ``add_scalar(tag, value, step)``."""
+        for name, value in self.stats().items():
+            if value is not None:
+                writer.add_scalar(f"ingest/{name}", value, step)
+
     def close(self) -> None:
         """Let go of thread, connection, socket and files; the dataset's end does the same. Who iterates then gets an
         error."""

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ import pytest
 pytest.importorskip("torch")
 
 from tests.servers.http import Origin
-from tests.servers.node import Service
+from tests.servers.node import Service, running_service
+from tests.servers.postgres import PostgresServer, postgres_server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -76,3 +78,35 @@ def test_images_are_told_apart(service: Service, origin: Origin) -> None:
     urls = [origin.put(f"/images-{n}.tar", coloured(n, 60)) for n in range(4)]
     accuracy, images = run(service, str(EXAMPLES / "images.py"), *urls).removeprefix("accuracy ").split(" over ")
     assert float(accuracy) > 0.9 and images == "240 images"
+
+
+@pytest.mark.long
+def test_lightning_goes_on_where_it_was_stopped(service: Service, origin: Origin, tmp_path: Path) -> None:
+    counts = [37, 5, 80]
+    urls = [origin.put(f"/lightning-{n}.jsonl", pairs(n, count)) for n, count in enumerate(counts)]
+    example = str(EXAMPLES / "lightning_module.py")
+    ys = sum(number * 1000 + n for number, count in enumerate(counts) for n in range(count))
+    stopped = run(service, example, "--folder", str(tmp_path), "--workers", "0", "--steps", "11", *urls)
+    assert stopped.startswith(f"{sum(counts) + 3 * 16} samples"), "in the middle of the second epoch"
+    rest = run(service, example, "--folder", str(tmp_path), "--workers", "0", *urls)
+    assert rest == f"{2 * sum(counts)} samples, sum {2 * ys}"
+
+
+@pytest.fixture(scope="module")
+def articles() -> Iterator[PostgresServer]:
+    with postgres_server() as server:
+        server.execute(
+            "CREATE TABLE articles AS SELECT i AS id, repeat('the cat sat on the mat. ', 2 + i % 5) AS body "
+            "FROM generate_series(1, 400) AS i"
+        )
+        yield server
+
+
+@pytest.mark.long
+def test_a_language_model_from_a_database(articles: PostgresServer, tmp_path: Path) -> None:
+    config = f'[connections.warehouse]\nurl = "{articles.url}"\n'
+    with running_service(tmp_path, config=config) as service:
+        said = run(service, str(EXAMPLES / "language_model.py"), "warehouse", "articles", "--text", "body")
+    perplexity, size = said.removeprefix("perplexity ").split(" over ")
+    tokens = sum(24 * (2 + i % 5) + 1 for i in range(1, 401))
+    assert float(perplexity) < 4 and size == f"{tokens // (16 * 65) * 16 * 64} bytes"

@@ -59,7 +59,8 @@ KEPT_APART = {
 
 #: ``import ingest`` is in every training script, and in every DataLoader worker again.
 HEAVY = ("celery", "torch", "pyarrow", "numpy", "s3fs", "obstore", "sqlalchemy", "boto3", "aiohttp", "rich")
-IMPORT_S = 0.4
+#: So many times what the import of redis-py takes, which is a part of it; it is 1.7 times as this is written.
+MOST_IMPORT = 2.5
 
 
 def modules() -> dict[str, Path]:
@@ -180,6 +181,7 @@ def test_importing_loads_nothing_heavy() -> None:
 
 
 def test_importing_is_quick() -> None:
-    # Processor time, and the best of some, because the machine may be busy with other things.
-    script = "import time; begun = time.process_time(); import ingest; print(time.process_time() - begun)"
-    assert min(float(fresh(script)) for _ in range(4)) < IMPORT_S
+    # Processor time, the best of some, and as a ratio: how long anything takes is a matter of who else is there.
+    script = "import time; begun = time.process_time(); import {}; print(time.process_time() - begun)"
+    ours, redis = (min(float(fresh(script.format(module))) for _ in range(3)) for module in ("ingest", "redis"))
+    assert ours < MOST_IMPORT * redis

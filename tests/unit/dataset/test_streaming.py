@@ -399,3 +399,27 @@ def test_workers_of_an_iteration_that_was_broken_off_need_nothing(tmp_path: Path
         until(lambda: job.needed and job.needed[-1], "something is needed")
     assert list(dataset) == expected(6, 5)
     until(lambda: job.needed[-1] == [], f"nothing is needed: {job.needed[-1]}")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_end_of_an_epoch_says_what_it_cost(tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int) -> None:
+    class Writer:
+        """What TensorBoard's has."""
+
+        def __init__(self) -> None:
+            self.scalars: dict[str, tuple[float, int]] = {}
+
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            self.scalars[tag] = (value, step)
+
+    dataset = StreamingDataset(finished_job(tmp_path, 3, 4), timeout=30)
+    with caplog.at_level("INFO", logger="ingest.dataset.feed"):
+        for epoch in range(2):
+            dataset.set_epoch(epoch)
+            assert len(list(loader(dataset, workers))) == 12
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.partition(";")[0] for line in said] == [
+        f"dataset.epoch epoch {epoch} on rank 0 of 1: 12 samples" for epoch in range(2)
+    ]
+    dataset.write_scalars(writer := Writer(), 7)
+    assert writer.scalars["ingest/samples"] == (24, 7) and "ingest/hit_rate" in writer.scalars
