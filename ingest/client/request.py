@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 
 #: A Redis that loses a job again and again while it is submitted evicts keys.
 MOST_LOSSES = 10
-_SLOW_RING_S = 2.0  # a bell takes milliseconds
 
 
 class Request:
@@ -75,14 +74,19 @@ class Request:
             raise
 
     def _submit(self, sources: list[AnySource]) -> None:
-        self.job, _ = self._ledger.create(self.options, self._key)
-        meta = self._ledger.meta(self.job)
-        options = JobOptions.from_json(json.loads(meta["options"]))
-        if options.request != self.options.request:
-            raise UsageError(f"key {self._key!r} is job {self.job}'s, which asks for other sources; take another key")
-        self._known(meta)
-        if meta["sealed"] == "0":
-            self._write(sources, Deadline(math.inf))
+        while True:
+            self.job, _ = self._ledger.create(self.options, self._key)
+            meta = self._ledger.meta(self.job)
+            options = JobOptions.from_json(json.loads(meta["options"]))
+            if options.request != self.options.request:
+                raise UsageError(
+                    f"key {self._key!r} is job {self.job}'s, which asks for other sources; take another key"
+                )
+            self._known(meta)
+            if meta["sealed"] == "1" or self._write(sources, Deadline(math.inf)) != "given up":
+                return
+            reason = "this process stood still for so long that its submission was given up; it begins again"
+            log.warning("job.submitted_again %s", self.job, extra={"job": self.job, "reason": reason})
 
     def is_over(self) -> None:
         """The job's end was seen: it expires from now on."""
@@ -158,15 +162,15 @@ class Request:
 
         self._known(patiently(create, deadline))
 
-    def _write(self, sources: list[AnySource], deadline: Deadline) -> None:
+    def _write(self, sources: list[AnySource], deadline: Deadline) -> str:
         """All units into the ledger, each batch rung for as it lands; then the seal. Begins again when the ledger is
-        wiped meanwhile; at the deadline it leaves the rest to the next wait."""
+        wiped meanwhile; at the deadline it leaves the rest to the next wait. Returns what the ledger said last."""
         for _ in range(MOST_LOSSES):
             answer = self._write_once(sources, deadline)
             if answer == "ok":
                 answer = patiently(lambda: self._ledger.seal(self.job), deadline)
             if answer != "unknown":
-                return
+                return answer
             self._begin_again(deadline)
         raise UnknownJob(self.job)
 
@@ -189,11 +193,8 @@ class Request:
         return "ok"
 
     def _ring(self, due: Mapping[str, int]) -> None:
-        """A broker that hangs is waited for once: what is due is rung for by the reconciler, too."""
-        if self._rings:
-            begun = time.monotonic()
-            ring(self._settings, due)
-            self._rings = time.monotonic() - begun < _SLOW_RING_S
+        """A broker that hangs is waited for once."""
+        self._rings = self._rings and ring(self._settings, due)
 
     def _units(self, sources: Sequence[AnySource]) -> Iterator[tuple[Unit, tuple[NewUnit, str]]]:
         for unit in cut(sources, self.options.shard_files, self._surveys):

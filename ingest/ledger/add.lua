@@ -2,11 +2,15 @@
 -- of which the first is the submitter's `start`th; facts is JSON {i, p, c, o, q}. What of a batch is already there is not added
 -- again, so a lost reply may be retried, and a submission taken up again. Planners add shards meanwhile: a shard's number is the
 -- next one of all, not the submitter's. With a planner, its lease is checked and its cursor kept, and upto is how many units of the job
--- may be open before it is to rest (0: any number). Returns "ok", "ahead" (rest: you are woken), "cancelled", "lost" or "unknown".
+-- may be open before it is to rest (0: any number). Returns "ok", "ahead" (rest: you are woken), "cancelled", "lost", "unknown", or to a
+-- submitter "given up": it was not heard for so long that its job ended without it.
 local job, kind, start, upto = ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local planner, fence, cursor = ARGV[6], ARGV[7], ARGV[8]
 if redis.call('EXISTS', jobkey(job)) == 0 then return 'unknown' end
 if cancelled(job) then return 'cancelled' end
+if planner == '' and redis.call('HEXISTS', jobkey(job), 'error') == 1 then -- no retry makes it whole
+  return redis.call('HEXISTS', jobkey(job), 'given_up') == 1 and 'given up' or 'cancelled'
+end
 local pictured = nil
 if planner ~= '' then
   local rec, _, n = load(planner)

@@ -1,5 +1,6 @@
--- create(id, key, keep_ms, reply, options): a new job, or the one that the same key already made. Returns {id, open, new}:
--- open is 1 while its submission is not complete, so that a call that is repeated because its answer was lost says the same again.
+-- create(id, key, keep_ms, reply, options): a new job, or the one that the same key already made, unless that can never be whole, since its
+-- submission was given up or cancelled. Returns {id, open, new}: open is 1 while its submission is not complete, so that a call that is
+-- repeated because its answer was lost says the same again.
 local function answer(job, new)
   return {job, redis.call('HGET', jobkey(job), 'sealed') == '1' and 0 or 1, new and 1 or 0}
 end
@@ -7,7 +8,8 @@ end
 local id, key, keep, reply, options = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 if key ~= '' then
   local old = redis.call('GET', P .. 'key:' .. key)
-  if old and redis.call('EXISTS', jobkey(old)) == 1 then return answer(old) end
+  local is_there = old and redis.call('HEXISTS', jobkey(old), 'options') == 1
+  if is_there and redis.call('HEXISTS', jobkey(old), 'error') == 0 then return answer(old) end
   redis.call('SET', P .. 'key:' .. key, id)
 end
 if redis.call('EXISTS', jobkey(id)) == 1 then return answer(id) end

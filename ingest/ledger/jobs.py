@@ -150,7 +150,8 @@ class JobLedger(SpaceLedger):
 
     def add(self, job: str, kind: str, start: int, upto: int, units: Sequence[NewUnit]) -> str:
         """Shards (kind ``""``) or pieces of planning (``"p"``), the first of which is the submitter's ``start``th of
-        its kind: what was added before is not added again. ``ok``, ``cancelled`` or ``unknown``."""
+        its kind: what was added before is not added again. ``ok``, ``cancelled``, ``unknown``, or ``given up``: too
+        late."""
         args = [value for unit in units for value in unit]
         return text(self.run("add", job, kind, start, upto, "", "", "", *args))
 

@@ -136,8 +136,9 @@ def _check_job(ledger: WorkLedger, job: str, meta: dict[str, str], raw: dict[str
     open_units = [n for n, s in states.items() if s not in TERMINAL_SHARD and n not in gone]
     assert int(meta["open"]) == len(open_units), "what is fetched again was over once"
     assert int(meta["plans"]) == sum(n.startswith("p") for n in open_units)
-    assert int(meta["failed"]) == sum(s in {"failed", "quarantined"} for s in states.values())
-    if "error" not in meta:
+    given_up = "given_up" in meta
+    assert int(meta["failed"]) == sum(s in {"failed", "quarantined"} for s in states.values()) + given_up
+    if "error" not in meta or given_up:
         assert int(meta.get("stopped", 0)) == sum(s == "cancelled" for s in states.values())
     for field, short in (("files_done", "fd"), ("files_failed", "ff"), ("bytes", "by")):
         assert int(meta[field]) == sum(int(r.get(short, 0)) for r in raw.values()), field  # type: ignore[call-overload]

@@ -87,6 +87,33 @@ class TestSubmitting:
         assert ledger.meta(sealed)["state"] == "done" and "error" not in ledger.meta(sealed)
 
     def test_names_that_are_not_ascii_come_through(self, ledger: WorkLedger) -> None:
+    def test_a_submission_that_was_given_up_begins_anew_under_its_key(self, ledger: WorkLedger) -> None:
+        left, _ = ledger.create(JobOptions(), "key")
+        ledger.add(left, "", 0, 0, shards(0, 2))
+        ledger.seal(left, "its submission was interrupted")
+        # Its submitter was only stopped, and goes on.
+        assert ledger.add(left, "", 2, 0, shards(2, 4)) == "given up" and ledger.seal(left) == "given up"
+        assert len([*ledger.all_units(left)]) == 2
+        job, made = ledger.create(JobOptions(), "key")
+        assert made and job != left and ledger.job_of("key") == job
+        assert ledger.create(JobOptions(), "key") == (job, True), "it is open, and taken up by whoever asks"
+        assert ledger.add(job, "", 0, 0, shards(0, 4)) == "ok" and ledger.seal(job) == "running"
+        assert ledger.create(JobOptions(), "key") == (job, False)
+        for n in range(6):
+            assert commit(ledger, claim(ledger, pid=f"{n}:1"))
+        assert [ledger.meta(each)["state"] for each in (left, job)] == ["failed", "done"]
+        ledger.forget(left)
+        assert ledger.job_of("key") == job
+
+    def test_a_key_whose_job_was_cancelled_half_submitted_begins_anew(self, ledger: WorkLedger) -> None:
+        left, _ = ledger.create(JobOptions(), "key")
+        ledger.add(left, "", 0, 0, shards(0, 1))
+        ledger.sweep("cancel", left)
+        assert ledger.add(left, "", 1, 0, shards(1, 2)) == "cancelled" and ledger.seal(left) == "cancelled"
+        ledger.sweep("retry", left)
+        assert ledger.add(left, "", 1, 0, shards(1, 2)) == "cancelled", "what there is of it is tried again, no more"
+        assert ledger.create(JobOptions(), "key")[0] != left
+
         job, _ = ledger.create(JobOptions(name="größe 数据"), "ключ")
         specs = [FileSpec(0, 0, "file:///tmp/\udcff 数"), FileSpec(0, 1, "s3://bücket/😀")]
         ledger.add(job, "", 0, 0, [NewUnit.shard(specs, QUEUE), NewUnit.shard(specs[1:], QUEUE)])

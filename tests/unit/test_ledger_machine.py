@@ -99,14 +99,21 @@ class LedgerMachine(RuleBasedStateMachine):
         elif int(meta["plan_next"]) == 0:  # else its numbers are the planners'
             start = max(0, int(meta["next"]) - back)
             answer = self.ledger.add(job, "", start, 0, shards(start, start + count, queue=queue))
-            assert answer == ("cancelled" if meta.get("cancelled") == "1" else "ok")
+            assert answer == ("cancelled" if meta.get("cancelled") == "1" or "error" in meta else "ok")
 
     @precondition(lambda self: self.open)
     @rule(which=ANY, why=st.sampled_from(["", "", "given up"]))
     def seal(self, which: int, why: str) -> None:
         job = self.open.pop(which % len(self.open))
-        if not why:  # one that was given up counts a failure more than it has shards
-            self.ledger.seal(job)
+        before = self.ledger.meta(job)
+        self.ledger.seal(job, why)
+        if why and before["sealed"] == "0":
+            late = self.other.add(job, "", int(before["sent"]), 0, shards(0, 1))
+            assert late == self.other.seal(job) == "given up"
+            again, fresh = self.other.create(JobOptions(), before["key"] or None, self._name())
+            assert fresh and again != job, "its key begins anew"
+            self.jobs.append(again)
+            self.open.append(again)
 
     @precondition(lambda self: self.jobs)
     @rule(which=ANY, verb=st.sampled_from(["cancel", "retry", "retry"]), second=st.booleans())
