@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
@@ -22,6 +22,7 @@ from types import FrameType
 from ingest.app import app_for
 from ingest.errors import LedgerUnavailable
 from ingest.ledger import WorkLedger
+from ingest.queues import queues_of
 from ingest.settings import Settings, current
 from ingest.space import Evictor
 from ingest.store import Store
@@ -39,7 +40,8 @@ STUCK_S = 10.0
 
 
 class Agent:
-    """One per worker. ``parent`` is the process id of ``celery worker``, ``store`` the id of its store."""
+    """One per worker. ``parent`` is the process id of ``celery worker``, ``store`` the id of its store, ``queues`` what
+    it consumes (all that a data node may)."""
 
     def __init__(
         self,
@@ -52,9 +54,11 @@ class Agent:
         grace_s: float,
         stuck_s: float = STUCK_S,
         settings: Settings | None = None,
+        queues: Sequence[str] = (),
     ) -> None:
         self.settings = settings or current()
         self.worker, self.parent, self.slots, self._table = worker, parent, slots, table
+        self.queues = list(queues) or queues_of(self.settings.node)
         self.ledger = WorkLedger(self.settings, retries=1)
         # By the id that the worker found at its start: where the disk is gone meanwhile, the heart beats and says so.
         self.store = Store(self.settings.store.root, store, self.settings.store)
@@ -81,6 +85,7 @@ class Agent:
             "slots": self.slots,
             "connections": sorted(self.settings.connections),
             "version": _version(),
+            "queues": self.queues,
             "free_bytes": self.fitness.free_bytes,
             "pid": self.parent,
             "time": time.time(),
@@ -252,9 +257,8 @@ def main(argv: list[str]) -> int:
     """``python -m workers.agent {"worker": …, "parent": pid, "grace_s": …, "level": …}``, started by the worker."""
     given = json.loads(argv[0])
     logs.setup(current().log_format, given.get("level", logging.INFO))
-    agent = Agent(
-        given["worker"], given["parent"], given["slots"], given["table"], given["store"], grace_s=given["grace_s"]
-    )
+    whose = (given["worker"], given["parent"], given["slots"], given["table"], given["store"])
+    agent = Agent(*whose, grace_s=given["grace_s"], queues=given["queues"])
 
     def on_stopping(signum: int, frame: FrameType | None) -> None:
         agent.stop_soon()

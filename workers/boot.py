@@ -36,6 +36,7 @@ GRACE_S = 8.0
 END_S = 20
 
 _agent: subprocess.Popen[bytes] | None = None
+_consumed: list[str] = []
 
 
 def configure() -> None:
@@ -113,6 +114,7 @@ def start_agent() -> None:
         "table": holding.table(),
         "slots": node.slots(),
         "store": node.this_node().store.id,
+        "queues": _consumed,
     }
     # A session of its own: Ctrl-C goes to the worker, which needs its agent until its pool has ended.
     _agent = subprocess.Popen(
@@ -141,6 +143,7 @@ class AgentStep(bootsteps.StartStopStep):  # type: ignore[misc] # Celery has no 
         # What Celery's workers tell each other (revoked tasks, clocks, every event to everybody) the ledger knows, and
         # asking for it takes a second at each start and after each lost connection.
         worker.options |= {"without_mingle": True, "without_gossip": True}
+        _consumed[:] = sorted(app.amqp.queues.consume_from)
         # Also with -Q: whether it answers is asked whatever it consumes.
         self._canary = canary_queue(current().node)
         app.amqp.queues.select_add(Queue(self._canary, routing_key=self._canary))  # type: ignore[no-untyped-call]

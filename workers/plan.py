@@ -69,7 +69,7 @@ class Planning:
         self.ahead = bool(self.claim.cursor and self.most) and self.ledger.open_units(self.claim.job) > self.most
         if self.ahead:
             raise Interrupted("ahead")
-        nodes = [worker.node for worker in fit(self.ledger.workers())] or [self.node.settings.node]
+        nodes = fit(self.ledger.workers()) or [self.node.settings.node]
         for step in batched(self.shards(), STEP, len):
             self.control.check()
             self.step(step, nodes)

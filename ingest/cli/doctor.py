@@ -16,6 +16,7 @@ import click
 from ingest.cli.output import json_option, show_json
 from ingest.errors import IngestError
 from ingest.ledger import JobLedger
+from ingest.queues import FETCH_QUEUE, PLAN_QUEUE
 from ingest.sections import Connection
 from ingest.settings import Settings, current
 from ingest.store import Store
@@ -125,6 +126,9 @@ def _nodes(ledger: JobLedger) -> Iterator[Finding]:
             which = "ahead of" if worker.skew_s > 0 else "behind"
             what = f"node {worker.node}: its clock is {abs(worker.skew_s):.0f} s {which} Redis's"
             yield Finding("warn", what, "run NTP there: TLS and signed requests fail")
+    for queue in (PLAN_QUEUE, FETCH_QUEUE) if workers else ():
+        if not any(queue in worker.queues for worker in workers):
+            yield Finding("bad", f"no live node consumes the queue {queue}", "see the -Q of the workers")
     for node, count in Counter(worker.node for worker in workers).items():
         if count > 1:
             yield Finding("warn", f"{count} workers are called {node}", "give each an INGEST_NODE of its own")

@@ -9,6 +9,7 @@ import click
 from ingest.cli import complain
 from ingest.cli.output import duration, json_option, show_json, show_table, size
 from ingest.client import Client
+from ingest.queues import queues_of
 
 
 @click.command()
@@ -26,6 +27,7 @@ def nodes(as_json: bool) -> None:
                 w.slots,
                 size(w.free_bytes),
                 ", ".join(w.connections) or "-",
+                "all" if set(w.queues) >= set(queues_of(w.node)) else ", ".join(w.queues),
                 duration(w.age_s),
                 "-" if w.able_s is None else duration(w.able_s),
                 w.pid,
@@ -33,7 +35,7 @@ def nodes(as_json: bool) -> None:
             )
             for w in found
         )
-        columns = ("NODE", "STORE", "SLOTS>", "FREE>", "CONNECTIONS", "HEARD>", "ABLE>", "PID>", "STATE")
+        columns = ("NODE", "STORE", "SLOTS>", "FREE>", "CONNECTIONS", "QUEUES", "HEARD>", "ABLE>", "PID>", "STATE")
         show_table(columns, rows)
     if not found:
         complain("no data node is alive; start one with `celery -A workers worker` or `ingest up`")

@@ -115,7 +115,7 @@ class Client:
             request=fingerprint(wanted, surveys) if key is not None else "",
             dry_run=self._dry_run,
         )
-        request = Request(self.settings, self.ledger, sources, surveys, options, key, [w.node for w in fit(workers)])
+        request = Request(self.settings, self.ledger, sources, surveys, options, key, fit(workers))
         request.submit(wanted)
         return self._job(request.job, request)
 
@@ -236,10 +236,10 @@ class Client:
 
     def _place(self, placement: str | None, workers: list[WorkerInfo], require_node: bool) -> str:
         store = Store.attach(self.settings.store)
-        here = sorted({w.node for w in fit([w for w in workers if store is not None and w.store == store.id])})
+        here = fit([w for w in workers if store is not None and w.store == store.id])
         if placement is None:
             return f"node:{','.join(here)}" if here else "any"
-        if placement == "spread" and not workers:
+        if placement == "spread" and not fit(workers):
             raise NoDataNode("placement 'spread'")
         if placement in {"any", "spread"}:
             return placement

@@ -17,7 +17,7 @@ from ingest.client.places import Places
 from ingest.client.reader import JobReader
 from ingest.client.request import Request
 from ingest.client.submission import positive
-from ingest.client.waiting import describe, node_of, trouble
+from ingest.client.waiting import describe, trouble
 from ingest.errors import LedgerUnavailable, UnknownJob, WaitTimeout
 from ingest.ledger import JobLedger, Result, UnitRecord, batched
 from ingest.ledger.connect import until
@@ -90,10 +90,9 @@ class Job:
         if not workers:
             return "no data node is alive"
         now = self._ledger.now_ms()
-        queues = {worker.node: worker.trouble for worker in workers}
         for looked, record in enumerate(self._ledger.all_units(self.id)):
             if record.state in {"due", "leased"}:
-                return describe(record, now) + trouble(node_of(record.queue), queues)
+                return describe(record, now) + trouble(record.queue, workers)
             if looked == _LOOK_AT:  # of a job of a million, somebody is waiting for this answer
                 return f"{number['c:due']} of its shards are due"
         return ""

@@ -3,9 +3,9 @@ there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
-from ingest.ledger import JobLedger, UnitRecord
+from ingest.ledger import JobLedger, UnitRecord, WorkerInfo
 from ingest.space import size
 
 
@@ -23,7 +23,7 @@ def why(ledger: JobLedger, record: UnitRecord) -> str:
     workers = ledger.workers()
     if not workers:
         return f"{said}; no data node is alive"
-    return said + trouble(node_of(record.queue), {worker.node: worker.trouble for worker in workers})
+    return said + trouble(record.queue, workers)
 
 
 def describe(record: UnitRecord, now_ms: int) -> str:
@@ -55,11 +55,13 @@ def node_of(queue: str) -> str:
     return queue.split(".", 2)[2] if queue.count(".") >= 2 else ""
 
 
-def trouble(node: str, nodes: Mapping[str, str]) -> str:
-    """Why nobody takes what is due: ``node`` is whose it is, or ""; ``nodes`` says of each live one what is wrong."""
-    if node and node not in nodes:
+def trouble(queue: str, workers: Sequence[WorkerInfo]) -> str:
+    """Why nobody takes what is due in that queue, or ""."""
+    node = node_of(queue)
+    if node and node not in {worker.node for worker in workers}:
         return f"; node {node} is not alive"
-    if node:
-        return f"; node {node} is {nodes[node]}" if nodes[node] else ""
-    wrong = [f"node {name} is {said}" for name, said in sorted(nodes.items()) if said]
-    return f"; {'; '.join(wrong)}" if len(wrong) == len(nodes) else ""
+    takers = {worker.node: worker.trouble for worker in workers if queue in worker.queues}
+    if not takers:
+        return f"; {f'node {node} does not consume' if node else 'no live node consumes'} that queue (see -Q)"
+    wrong = [f"node {name} is {said}" for name, said in sorted(takers.items()) if said]
+    return f"; {'; '.join(wrong)}" if len(wrong) == len(takers) else ""

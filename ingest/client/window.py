@@ -130,7 +130,7 @@ class Window:
         if not gone or self._store is None:
             return ""
         workers = self._ledger.workers()
-        nodes = sorted({worker.node for worker in fit([w for w in workers if w.store == self._store.id])})
+        nodes = fit([worker for worker in workers if worker.store == self._store.id])
         if not nodes:  # whoever has it next takes over the queue of the node that had it
             nodes = sorted({file.node for n in gone for file in ends[n].files if file.is_local})
         elif all(worker.store == self._store.id for worker in workers):

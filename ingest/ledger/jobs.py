@@ -12,6 +12,7 @@ from ingest.errors import UnknownJob
 from ingest.ledger.redis import text
 from ingest.ledger.space import SpaceLedger
 from ingest.model import TERMINAL_JOB, FileSpec, JobOptions, origin_of
+from ingest.queues import FETCH_QUEUE, node_queue, queues_of
 from ingest.record import pack, pack_json, unpack, unpack_json
 from ingest.sources import AnySource, source_from_json, source_to_json
 
@@ -100,7 +101,8 @@ class WorkerInfo:
 
     ``able_s``: seconds since a message in its queue was answered, or its work went on while no process was free; None
     where none was yet. ``unable``, ``unfit``: why it cannot work though it is alive, and why its store cannot be
-    worked in; "" where it can. ``skew_s``: by how much its clock is ahead of Redis's.
+    worked in; "" where it can. ``skew_s``: by how much its clock is ahead of Redis's. ``queues``: those that it
+    consumes.
     """
 
     id: str
@@ -116,6 +118,7 @@ class WorkerInfo:
     unable: str = ""
     unfit: str = ""
     skew_s: float = 0.0
+    queues: tuple[str, ...] = ()
 
     @property
     def trouble(self) -> str:
@@ -123,9 +126,11 @@ class WorkerInfo:
         return f"unfit: {self.unfit}" if self.unfit else f"not able to work: {self.unable}" if self.unable else ""
 
 
-def fit(workers: Sequence[WorkerInfo]) -> list[WorkerInfo]:
-    """Those that can work now; all of them where none can."""
-    return [worker for worker in workers if not worker.trouble] or list(workers)
+def fit(workers: Sequence[WorkerInfo]) -> list[str]:
+    """The nodes on which work can be placed: of those that consume the queue of their own, those that can work now; all
+    of them where none can."""
+    own = [worker for worker in workers if node_queue(FETCH_QUEUE, worker.node) in worker.queues]
+    return sorted({worker.node for worker in [w for w in own if not w.trouble] or own})
 
 
 class JobLedger(SpaceLedger):
@@ -318,6 +323,7 @@ class JobLedger(SpaceLedger):
                         d.get("unable", ""),
                         d.get("unfit", ""),
                         d["time"] - seen / 1000 if "time" in d else 0.0,
+                        tuple(d.get("queues") or queues_of(d["node"])),
                     )
                 )
         return out

@@ -119,6 +119,28 @@ def test_wrong_flags_of_a_worker_are_refused(two_nodes: Service, flags: list[str
     assert ended.returncode != 0 and said in ended.stderr and "Traceback" not in ended.stderr
 
 
+def test_what_a_node_consumes_is_known_and_nothing_is_placed_where_nobody_takes_it(
+    two_nodes: Service, origin: Origin
+) -> None:
+    store = two_nodes.root / "store-c"
+    worker = two_nodes.start_worker("c", "-Q", "ingest.plan", INGEST_STORE=str(store))
+    try:
+        client = client_at(two_nodes, "store-c")
+        consumed = {w.node: w.queues for w in client.workers()}
+        assert consumed["c"] == ("ingest.plan",) and len(consumed["a"]) == 4
+        rows = [line.split() for line in two_nodes.run("nodes").stdout.splitlines()]
+        assert {row[0] for row in rows if "all" in row} == {"a", "b"}
+        assert {row[0] for row in rows if "ingest.plan" in row} == {"c"}
+        for placement in (None, "spread"):  # the first would be `here`
+            made = client.submit(urls(origin, f"flags-{placement}", 4), placement=placement)
+            assert {f.node for f in made.files(timeout=30)} <= {"a", "b"}
+        waits = client.submit(urls(origin, "flags-c", 1), placement="c")
+        assert "node c does not consume that queue (see -Q)" in waits.status().waiting_for
+        waits.cancel()
+    finally:
+        worker.stop()
+
+
 def test_a_store_that_cannot_be_used_ends_the_worker_at_its_start(two_nodes: Service, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     command = [sys.executable, "-m", "celery", "-A", "workers", "worker"]

@@ -93,12 +93,12 @@ class Service:
     def client(self) -> Client:
         return Client(settings=self.settings)
 
-    def start_worker(self, node: str = "n1", *, ready: bool = True, **env: str) -> Worker:
-        """One more data node; waits until the ledger has heard of it."""
+    def start_worker(self, node: str = "n1", *flags: str, ready: bool = True, **env: str) -> Worker:
+        """One more data node, ``flags`` for its command line; waits until the ledger has heard of it."""
         log = self.root / f"worker-{len(self.workers)}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "workers", "worker"],
+                [sys.executable, "-m", "celery", "-A", "workers", "worker", *flags],
                 env={**self.env, "INGEST_NODE": node, **env},
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -217,6 +217,9 @@ class TestWaiting:
             == f"shard {job}.0 from https://host waits in queue {QUEUE}; it is the next there; no data node is alive"
         )
         assert "is not planned yet" in reader.waiting_for(7)
+        info = {"node": "n1", "store": "s1", "slots": 2, "connections": [], "version": "1", "free_bytes": 1, "pid": 1}
+        ledger.beat("w1", {**info, "queues": ["ingest.plan"]}, [], [])
+        assert reader.waiting_for(0).endswith("; no live node consumes that queue (see -Q)")
         work = ledger.claim("w1", "1:1", 9, [QUEUE])
         assert work is not None and "is being fetched by w1, attempt 1" in reader.waiting_for(0)
         ledger.back(work, 30, True, "FetchTimeout: no data", None, ())
@@ -240,6 +243,8 @@ class TestWaiting:
         assert "; 1 is before it there" in reader.waiting_for(3)
         ledger.beat("w7", {**info, "node": "n7", "unfit": "its disk is full"}, [], [])
         assert "; node n7 is unfit: its disk is full" in reader.waiting_for(3)
+        ledger.beat("w7", {**info, "node": "n7", "queues": [QUEUE]}, [], [])
+        assert reader.waiting_for(3).endswith("; node n7 does not consume that queue (see -Q)")
         work = ledger.claim("w1", "1:1", 9, [f"{QUEUE}.n7"])
         assert work is not None and work.number == "8"
         ledger.progress(work, 3_000_000)
