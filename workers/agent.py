@@ -32,6 +32,7 @@ from workers.fitness import HANGS_BEATS, Fitness
 from workers.logs import log
 from workers.node import parent_of, started
 from workers.reconcile import Reconciler
+from workers.report import Outbox
 from workers.snapshots.keeper import Keeper
 from workers.space import Counting
 
@@ -53,12 +54,12 @@ class Agent:
         *,
         grace_s: float,
         stuck_s: float = STUCK_S,
-        settings: Settings | None = None,
         queues: Sequence[str] = (),
+        settings: Settings | None = None,
     ) -> None:
         self.settings = settings or current()
-        self.worker, self.parent, self.slots, self._table = worker, parent, slots, table
         self.queues = list(queues) or queues_of(self.settings.node)
+        self.worker, self.parent, self.slots, self._table = worker, parent, slots, table
         self.ledger = WorkLedger(self.settings, retries=1)
         # By the id that the worker found at its start: where the disk is gone meanwhile, the heart beats and says so.
         self.store = Store(self.settings.store.root, store, self.settings.store)
@@ -68,6 +69,7 @@ class Agent:
         self.canary = Canary(app, WorkLedger(self.settings, retries=1), self.settings, worker, slots)
         own = WorkLedger(self.settings, retries=1)
         self.reconciler = Reconciler(app, own, self.store, self.settings.limits.renew_s)
+        self.outbox = Outbox(app, WorkLedger(self.settings, retries=1), self.store)
         self.keeper = Keeper(app, WorkLedger(self.settings, retries=1), self.settings, worker)
         self._grace_s, self._stuck_s = grace_s, stuck_s
         self.kill_at: float | None = None
@@ -83,9 +85,9 @@ class Agent:
             "node": self.settings.node,
             "store": self.store.id,
             "slots": self.slots,
+            "queues": self.queues,
             "connections": sorted(self.settings.connections),
             "version": _version(),
-            "queues": self.queues,
             "free_bytes": self.fitness.free_bytes,
             "pid": self.parent,
             "time": time.time(),
@@ -187,6 +189,7 @@ class Agent:
         period = limits.renew_s
         for step, every_s in (
             (self.reconciler.step, period),
+            (self.outbox.step, period),
             (self.fitness.look, 3 * period),
             (self.canary.step, limits.canary_s),
             (Counting(WorkLedger(self.settings, retries=1), self.store).step, 5 * period),

@@ -1,7 +1,7 @@
-"""What makes good what was lost: rings for what is due and unclaimed, results that were not written, queues of dead
-nodes.
+"""What makes good what was lost: leases that ran out, rings for what is due and unclaimed, queues of dead nodes.
 
 Every node's agent runs it every two seconds, and the ledger lets one at a time do it; there is no scheduler to forget.
+Results that were not written are in ``report``.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from celery import Celery
 from ingest.doorbell import ring
 from ingest.ledger import WorkerInfo, WorkLedger
 from ingest.placement import rendezvous
-from ingest.queues import FETCH_QUEUE, PLAN_QUEUE
+from ingest.queues import FETCH_QUEUE, PLAN_QUEUE, node_queue
 from ingest.store import Store
 from ingest.store.audit import sweep_scratch
 from workers.logs import log
-from workers.report import report
 
 #: A submission that nobody has gone on with for so long was given up; its job ends with what it has.
 ABANDONED_S = 900.0
+#: For so long a round goes on with what is to be taken back at once: a rack that lost its power held thousands.
+ROUND_S = 1.0
 SWEEP_EVERY_S = 300.0
 
 
@@ -36,11 +37,11 @@ class Reconciler:
         """One round. Raises :class:`LedgerUnavailable`."""
         self._sweep_store()
         # A little less than the agents' period, so that one late beat does not skip a round.
-        tick = self._ledger.tick(self._every_s * 0.75, ABANDONED_S)
+        tick, end = self._ledger.tick(self._every_s * 0.75, ABANDONED_S), time.monotonic() + ROUND_S
+        while tick is not None and tick.more and time.monotonic() < end:
+            tick = self._ledger.tick(0, ABANDONED_S)
         if tick is None:
             return
-        for member in tick.outbox:
-            report(self._app, self._ledger, self._store, member)
         for job in tick.expired:
             self._ledger.forget(job)
             log.info("job.expired", extra={"job": job})
@@ -63,28 +64,28 @@ class Reconciler:
         ring(self._app, live, most=2 * slots)
 
     def _rescued(self, queue: str, workers: list[WorkerInfo]) -> str:
-        """A dead node's work moves: to a node with the same store if there is one, else to where anybody takes it.
+        """Work of a node that nobody serves moves: to a node with the same store if there is one, else to where anybody
+        takes it. Returns where it is.
 
         Work that was placed on a node by name or by ``here`` waits for a node with that store: nobody else's disk
-        would do.
+        would do. What was only to be spread may be anybody's.
         """
         kind = next((k for k in (FETCH_QUEUE, PLAN_QUEUE) if queue.startswith(k + ".")), None)
-        if kind is None:
+        served = {name for worker in workers for name in worker.queues}
+        if kind is None or queue in served:
             return queue
         node = queue.removeprefix(kind + ".")
-        if not workers or any(worker.node == node for worker in workers):
-            return queue
         store = self._ledger.store_of(node)
-        heirs = sorted({worker.node for worker in workers if worker.store == store})
-        target = f"{kind}.{rendezvous(queue, heirs)}" if heirs else None
-        if target is None and kind == PLAN_QUEUE:
-            target = PLAN_QUEUE
-        if target is None:
+        own = [worker for worker in workers if node_queue(kind, worker.node) in worker.queues]
+        heirs = sorted({worker.node for worker in own if worker.store == store})
+        if not heirs and kind not in served:
             return queue
-        moved = self._ledger.move(queue, target)
-        log.warning(
-            "queue.moved", extra={"node": node, "reason": f"{moved} units of {queue} to {target}: the node is dead"}
-        )
+        target = node_queue(kind, rendezvous(queue, heirs)) if heirs else kind
+        moved = self._ledger.move(queue, target, "" if heirs or kind == PLAN_QUEUE else "spread")
+        if not moved:
+            return queue
+        why = f"{moved} units of {queue} to {target}: the node is dead, or does not consume it"
+        log.warning("queue.moved", extra={"node": node, "reason": why})
         return target
 
     def _sweep_store(self) -> None:

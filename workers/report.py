@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import zlib
 from typing import Any
 
@@ -19,6 +20,11 @@ from ingest.record import VERSION
 from ingest.store import Store
 from workers.logs import log
 
+#: A result backend that took nothing is left alone for so long by a process that has other things to do: one that hangs
+#: would hold it up with each shard.
+AWAY_S = 60.0
+#: How many results an agent takes at once; for how long it writes; after how long others may try what it could not.
+AT_ONCE, BUDGET_S, AGAIN_S = 100, 10.0, 15.0
 #: Beyond so many, a result names the shard's manifest instead of every path: results are read whole, by every waiter.
 MOST_PATHS = 300
 
@@ -78,8 +84,18 @@ def _paths(files: list[FileRecord], store: Store, job: str, number: str) -> dict
     return {"paths": [f.into or os.path.join(f.root, f.path) for f in files]}
 
 
+_away_until = 0.0
+
+
 def report(app: Celery, ledger: WorkLedger, store: Store, member: str) -> None:
-    """:func:`write_result`, leaving what does not work now to the reconciler: the member stays in the outbox."""
+    """Write a result at once, unless the backend is away: the member stays in the outbox, which an agent empties."""
+    global _away_until
+    if time.monotonic() >= _away_until and not try_to_report(app, ledger, store, member):
+        _away_until = time.monotonic() + AWAY_S
+
+
+def try_to_report(app: Celery, ledger: WorkLedger, store: Store, member: str) -> bool:
+    """:func:`write_result`. False if that does not work now."""
     try:
         write_result(app, ledger, store, member)
     except UnknownJob:
@@ -89,6 +105,24 @@ def report(app: Celery, ledger: WorkLedger, store: Store, member: str) -> None:
         log.error("result.damaged", extra={"shard": member, "error": type(error).__name__, "reason": str(error)})
     except (IngestError, OperationalError, RedisError, OSError) as error:
         log.warning("result.delayed", extra={"shard": member, "error": type(error).__name__, "reason": str(error)})
+        return False
+    return True
+
+
+class Outbox:
+    """One per agent, in a thread of its own: a result backend that hangs keeps nothing else waiting."""
+
+    def __init__(self, app: Celery, ledger: WorkLedger, store: Store) -> None:
+        self._app, self._ledger, self._store = app, ledger, store
+
+    def step(self) -> None:
+        """Write what nobody has written, for ``BUDGET_S`` or until one cannot be written. Raises
+        :class:`LedgerUnavailable`."""
+        end = time.monotonic() + BUDGET_S
+        while members := self._ledger.outbox(AT_ONCE, AGAIN_S):
+            for member in members:
+                if not try_to_report(self._app, self._ledger, self._store, member) or time.monotonic() > end:
+                    return
 
 
 class Events:

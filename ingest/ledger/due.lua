@@ -35,6 +35,7 @@ local function push_back(unit, rec)
   line_up(unit, rec, tonumber(redis.call('GET', P .. 'vtime:' .. rec.q) or '0') + 1)
 end
 
+-- What was delayed until now is due. Returns how many were.
 local function mature(limit)
   local ready = redis.call('ZRANGEBYSCORE', P .. 'delayed', '-inf', NOW, 'LIMIT', 0, limit)
   for _, unit in ipairs(ready) do
@@ -45,4 +46,5 @@ local function mature(limit)
       save(job, n, rec)
     end
   end
+  return #ready
 end

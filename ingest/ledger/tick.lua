@@ -1,5 +1,5 @@
 -- tick(every_ms, lease_ms, deaths_allowed, abandoned_ms): what any node may do and one at a time does. Returns nil when somebody just did;
--- else {{queue, due, …}, {outbox member, …}, {job to expire, …}, {job abandoned by its submitter, …}}.
+-- else {{queue, due, …}, {job to expire, …}, {job abandoned by its submitter, …}, 1 if there is more to take back: tick again, with every_ms 0}.
 local every, lease, limit, abandoned = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local last = tonumber(redis.call('GET', P .. 'tick') or '0')
 if NOW - last < every and NOW >= last then return nil end
@@ -25,7 +25,8 @@ for _, job in ipairs(unread) do
   redis.call('DEL', P .. 'readers:' .. job)
 end
 if #unread > 0 then holders_changed() end
-for _, unit in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', '-inf', NOW, 'LIMIT', 0, 500)) do
+local lapsed = redis.call('ZRANGEBYSCORE', P .. 'leases', '-inf', NOW, 'LIMIT', 0, 500)
+for _, unit in ipairs(lapsed) do
   local rec, job, n = load(unit)
   if rec and rec.s == 'leased' then release_dead(unit, job, n, rec, limit, true) else redis.call('ZREM', P .. 'leases', unit) end
 end
@@ -43,7 +44,7 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', P .. 'pictures', '-inf', NOW
     redis.call('ZREM', P .. 'pictures', member)
   end
 end
-mature(1000)
+local ready = mature(500)
 local queues = {}
 for _, queue in ipairs(redis.call('SMEMBERS', P .. 'queues')) do
   local due = redis.call('ZCARD', P .. 'due:' .. queue)
@@ -56,6 +57,6 @@ for _, queue in ipairs(redis.call('SMEMBERS', P .. 'queues')) do
 end
 redis.call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', NOW - 86400000)
 return {queues,
-  redis.call('ZRANGEBYSCORE', P .. 'outbox', '-inf', NOW - 2000, 'LIMIT', 0, 1000),
   redis.call('ZRANGEBYSCORE', P .. 'expire', '-inf', NOW, 'LIMIT', 0, 50),
-  redis.call('ZRANGEBYSCORE', P .. 'unsealed', '-inf', NOW - abandoned, 'LIMIT', 0, 50)}
+  redis.call('ZRANGEBYSCORE', P .. 'unsealed', '-inf', NOW - abandoned, 'LIMIT', 0, 50),
+  (#lapsed == 500 or ready == 500) and 1 or 0}

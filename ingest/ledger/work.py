@@ -4,6 +4,7 @@ holds."""
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,9 @@ from ingest.ledger.pictures import PictureLedger
 from ingest.ledger.redis import text
 from ingest.model import Failure, FileRecord, FileSpec, JobOptions
 from ingest.record import pack_json, unpack, unpack_json
+
+#: Units that one call moves: some milliseconds.
+MOVED_AT_ONCE = 200
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,13 @@ class Settled(NamedTuple):
 
 
 class Tick(NamedTuple):
+    """What is due, by queue; jobs to forget, and jobs whose submitter was not heard; whether there is more to take back
+    at once."""
+
     due: dict[str, int]
-    outbox: list[str]
     expired: list[str]
     abandoned: list[str]
+    more: bool
 
 
 class WorkLedger(PictureLedger):
@@ -219,20 +226,24 @@ class WorkLedger(PictureLedger):
             self.redis.delete(self.key("worker", worker), self.key("able", worker))
 
     def tick(self, every_s: float, abandoned_s: float) -> Tick | None:
-        """What one node at a time does for all; None when another did it within ``every_s``."""
+        """What one node at a time does for all; None when another did it within ``every_s`` (0: go on)."""
         deaths = self.settings.retry.deliveries
         answer = self.run("tick", int(every_s * 1000), self._lease_ms, deaths, int(abandoned_s * 1000))
         if answer is None:
             return None
-        due, outbox, expired, abandoned = answer
+        due, expired, abandoned, more = answer
         return Tick(
             {text(q): int(n) for q, n in zip(due[::2], due[1::2], strict=True)},
-            [text(m) for m in outbox],
             [text(j) for j in expired],
             [text(j) for j in abandoned],
         )
+            bool(more),
 
     def store_of(self, node: str) -> str | None:
+    def outbox(self, limit: int, again_s: float) -> list[str]:
+        """Units and jobs whose Celery result the caller is to write; others are asked for them after ``again_s``."""
+        return [text(member) for member in self.run("outbox", limit, int(again_s * 1000))]
+
         """The id of the store that a node last had, also when the node is dead; None for one never heard of."""
         with self.translated():
             found = self.redis.hget(self.key("stores"), node)
@@ -243,8 +254,16 @@ class WorkLedger(PictureLedger):
         with self.translated():
             self.redis.zrem(self.key("outbox"), member)
 
-    def move(self, origin: str, target: str, limit: int = 200) -> int:
-        return int(self.run("move", origin, target, limit))
+    def move(self, origin: str, target: str, placement: str = "", *, within_s: float = 1.0) -> int:
+        """What is due in a queue that nobody serves goes to another, and how much went; with a ``placement``, only what
+        jobs with it have there. A huge queue is left half-way after ``within_s``."""
+        end = time.monotonic() + within_s
+        moved, passed = 0, 0
+        while True:
+            went, stayed = map(int, self.run("move", origin, target, placement, passed, MOVED_AT_ONCE))
+            moved, passed = moved + went, passed + stayed
+            if went + stayed < MOVED_AT_ONCE or time.monotonic() > end:
+                return moved
 
 
 def _plain(reason: str) -> str:

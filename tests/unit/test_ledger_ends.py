@@ -122,15 +122,15 @@ class TestEnding:
         assert ledger.wants_reply(job)
         members = {f"{job}.0", f"{job}.1", job}
         assert {m.decode() for m in ledger.redis.zrange(ledger.key("outbox"), 0, -1)} == members
-        tick = ledger.tick(0, 900)
-        assert tick and tick.outbox == []  # whoever committed them gets a moment
+        assert ledger.outbox(9, 30) == [], "whoever committed them gets a moment"
         for member in members:
             ledger.redis.zadd(ledger.key("outbox"), {member: 1})
-        tick = ledger.tick(0, 900)
-        assert tick and set(tick.outbox) == members
-        ledger.reported(job)
-        tick = ledger.tick(0, 900)
-        assert tick and set(tick.outbox) == members - {job}
+        taken = ledger.outbox(2, 30)
+        assert len(taken) == 2 and {*taken, *ledger.outbox(9, 0)} == members, "nobody is asked for what another has"
+        (other,) = members - {*taken}
+        assert ledger.outbox(9, 30) == [other], "until its time for it is over"
+        ledger.reported(other)
+        assert {m.decode() for m in ledger.redis.zrange(ledger.key("outbox"), 0, -1)} == {*taken}
 
     def test_what_is_tried_again_has_no_result_to_report(self, ledger: WorkLedger) -> None:
         job = submit(ledger, 1, options=JobOptions(reply=True))

@@ -301,9 +301,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def move(self, back: bool) -> None:
         origin, target = QUEUES[::-1] if back else QUEUES
         before = [self.ledger.due_count(q) for q in (origin, target)]
-        moved = self.ledger.move(origin, target, limit=3)
-        assert moved == min(3, before[0]), "all that are due there are units"
-        assert [self.ledger.due_count(q) for q in (origin, target)] == [before[0] - moved, before[1] + moved]
+        assert self.ledger.move(origin, target, "spread") == 0, "no job has that placement"
+        assert self.ledger.move(origin, target) == before[0], "all that are due there are units"
+        assert [self.ledger.due_count(q) for q in (origin, target)] == [0, sum(before)]
 
     # What holds
 
