@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ingest.ledger import JobLedger, Result
 from ingest.ledger.jobs import batched
-from ingest.ledger.space import Turn
+from ingest.ledger.space import Dry, Turn
 from ingest.store import Store
 from ingest.store.evict import Held, Leftover, Survey, drop, leftovers, manifest_files, now_ns, remove, survey
 
@@ -264,7 +264,7 @@ class Evictor:
 
     def _end(self, why: str = "", version: str = "") -> None:
         dry_s = _LATER_S if self._gently and self._soon == DRY_S else self._soon
-        self._ledger.turn(self._store.id, self._token, 0, dry=why, version=version, dry_s=dry_s, later=self._gently)
+        self._ledger.turn(self._store.id, self._token, 0, dry=Dry(why, version, dry_s, self._gently))
 
 
 def _has_manifests(store: Store) -> bool:

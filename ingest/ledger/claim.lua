@@ -99,8 +99,8 @@ for look = 1, 2 do
           end
           rec.re = rec.f and 1 or nil
           -- The clock beside the counter: a ledger that was flushed, or restored from an older file, counts anew.
-          rec.f = CLOCK[1] .. '.' .. CLOCK[2] .. '-' .. string.format('%d', redis.call('INCR', P .. 'fence'))
-          rec.w, rec.x, rec.xw, rec.bo, rec.wk = worker, nil, nil, nil, nil
+          rec.f = math.floor(NOW / 1000) .. '.' .. CLOCK[2] .. '-' .. string.format('%d', redis.call('INCR', P .. 'fence'))
+          rec.w, rec.x, rec.bo, rec.wk = worker, nil, nil, nil
           set_state(job, n, rec, 'leased')
           save(job, n, rec)
           redis.call('ZADD', P .. 'leases', NOW + lease, unit)

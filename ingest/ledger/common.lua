@@ -3,15 +3,34 @@
 -- A unit is "<job>.<n>" (a shard) or "<job>.p<n>" (a piece of planning). Its record is JSON in the hash job:<id>:shard:
 --   s state   q queue   i source of its first file   p part of it   c files listed   o origin   f fence of the last lease
 --   w worker  at attempts  dl worker deaths  nb due at (ms)  er last reason  fd files done  ff files failed  by bytes done
---   x, xw process and worker of a lease that ran out   bo 1: backs off from an origin   wk 1: what it waited for has landed
+--   x process and fence, worker, and ms of a lease that ran out   bo 1: backs off from an origin   wk 1: what it waited for has landed
 --   hw bytes that were here when an attempt began, the most so far   re 1: it was claimed before
 --   pc 1: it belongs to the picture of its source, see pictures.lua   an how often its end was taken back
 --   gn 1: it was over, and is fetched again since files of it are gone from a store   ga since when (ms)   nd, nq, nr, nt see due.lua
 --   sp the store in which it has reserved space   sh the one in which it waits for space
--- Times are Redis's own, in milliseconds. Keys are built here, so this ledger lives in one Redis, not in a cluster.
+-- Times are the ledger's own, in milliseconds, see below. Keys are built here, so this ledger lives in one Redis, not in a cluster.
 local P = ARGV[1]
 local CLOCK = redis.call('TIME')
-local NOW = CLOCK[1] * 1000 + math.floor(CLOCK[2] / 1000)
+
+-- The ledger's clock is that of Redis, but does not go back with it (a machine that was restored, NTP): all leases, delays and heartbeats
+-- would stand still for as long. Kept are its reading, once a second, and by how much it is ahead of Redis's; it waits for that
+-- one, as much as it can, where a minute seems to have gone by: Redis's clock was set right, or nobody asked.
+local function clock()
+  local last, ahead = string.match(redis.call('GET', P .. 'clock') or '0 0', '^(%d+) (%d+)$')
+  last, ahead = tonumber(last), tonumber(ahead)
+  local now = CLOCK[1] * 1000 + math.floor(CLOCK[2] / 1000) + ahead
+  if now < last then
+    now, ahead = last, ahead + last - now
+  elseif now - last > 60000 then
+    local late = math.min(ahead, now - last)
+    now, ahead = now - late, ahead - late
+  elseif now - last < 1000 then
+    return now
+  end
+  redis.pcall('SET', P .. 'clock', string.format('%.0f %.0f', now, ahead)) -- a full Redis still clears away
+  return now
+end
+local NOW = clock()
 
 local function jobkey(job, part)
   if part then return P .. 'job:' .. job .. ':' .. part end

@@ -4,11 +4,11 @@
 -- wiped (patient 1: there were jobs here before) or away, so that readers must be heard first.
 local store, token, seq, freed, ttl = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 local key, lock = space(store), P .. 'evicting:' .. store
-local holder = redis.call('GET', lock)
-if holder and holder ~= token then return {'busy'} end
+local holder, till = string.match(redis.call('GET', lock) or '', '^(%S+) (%d+)$')
+if holder and holder ~= token and tonumber(till) > NOW then return {'busy'} end
 if redis.call('HSETNX', key, 'since', NOW) == 1 and ARGV[8] == '1' then redis.call('HSET', key, 'young', NOW + 30000) end
 local version, comers = redis.call('GET', P .. 'holders') or '', redis.call('GET', P .. 'comers') or ''
-if ttl == 0 then redis.call('DEL', lock) else redis.call('SET', lock, token, 'PX', ttl) end
+if ttl == 0 then redis.call('DEL', lock) else redis.call('SET', lock, token .. ' ' .. string.format('%.0f', NOW + ttl), 'PX', ttl) end
 if freed > 0 and redis.call('HGET', key, 'step') ~= token .. ' ' .. seq then
   redis.call('HSET', key, 'step', token .. ' ' .. seq)
   local used = tonumber(redis.call('HGET', key, 'used') or '-1')
@@ -22,7 +22,7 @@ end
 if ttl > 0 and ARGV[8] ~= '' then
   local last = redis.call('GET', P .. 'tick')
   local away = last and NOW - tonumber(last) > 6000
-  if away or redis.call('EXISTS', P .. 'deaf') == 1 or tonumber(redis.call('HGET', key, 'young') or '0') > NOW then
+  if away or tonumber(redis.call('GET', P .. 'deaf') or '0') > NOW or tonumber(redis.call('HGET', key, 'young') or '0') > NOW then
     return {'young', version, redis.call('HGET', key, 'add') or '0', comers}
   end
 end

@@ -298,16 +298,16 @@ class JobLedger(SpaceLedger):
             return [text(j) for j in self.redis.zrevrange(self.key("jobs"), 0, limit - 1)]
 
     def workers(self) -> list[WorkerInfo]:
-        """The workers that are alive: heard within three heartbeats' lease."""
-        now = self.now_ms()
+        """The workers that are alive: heard within the lease that they have."""
+        now, ahead = self.clock()
         with self.translated():
             names = self.redis.zrange(self.key("workers"), 0, -1, withscores=True)
             keys = [self.key(kind, text(n)) for kind in ("worker", "able") for n, _ in names]
             found = self.redis.mget(keys) if keys else []
         out = []
         for (name, seen), info, able in zip(names, found[: len(names)], found[len(names) :], strict=True):
-            if info:
-                d: Mapping[str, Any] = json.loads(info)
+            d: Mapping[str, Any] = json.loads(info) if info else {}
+            if d and now - seen <= d.get("lease_s", self.settings.limits.lease_s) * 1000:
                 out.append(
                     WorkerInfo(
                         text(name),
@@ -322,7 +322,7 @@ class JobLedger(SpaceLedger):
                         max(0.0, (now - int(able)) / 1000) if able else None,
                         d.get("unable", ""),
                         d.get("unfit", ""),
-                        d["time"] - seen / 1000 if "time" in d else 0.0,
+                        d["time"] - (seen - ahead) / 1000 if "time" in d else 0.0,
                         tuple(d.get("queues") or queues_of(d["node"])),
                     )
                 )

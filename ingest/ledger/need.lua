@@ -14,7 +14,7 @@ local place = tonumber(redis.call('INCR', P .. 'needs')) % 1099511627776
 local queues, loose = {}, {}
 
 if holds_what ~= '' then reads(job, reader, ttl) end
-if holds_what == 'window' then redis.call('SET', P .. 'windowed:' .. job, 1, 'PX', ttl) end
+if holds_what == 'window' then redis.call('SET', P .. 'windowed:' .. job, NOW + ttl, 'PX', ttl) end
 
 -- Where it stands by now, in whichever line that is.
 local function move_up(unit, rec, score)

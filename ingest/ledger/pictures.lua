@@ -79,16 +79,9 @@ local function anew(job, i, why, node)
         redis.call('HDEL', jobkey(job, 'done'), n)
         event(job, 'anew', n)
       end
-      set_state(job, n, rec, 'due')
-      rec.at, rec.fd, rec.ff, rec.by, rec.er = 0, 0, 0, 0, why
-      rec.w, rec.f, rec.x, rec.xw, rec.bo, rec.wk = nil, nil, nil, nil, nil, nil
-      if is[2] == 'held' and not spent then
-        rec.nb = NOW + 30000 -- it is woken when the moment is there
-        redis.call('ZADD', P .. 'delayed', rec.nb, unit)
-      else
-        push_back(unit, rec)
-      end
-      save(job, n, rec)
+      begin_anew(rec)
+      rec.fd, rec.ff, rec.by, rec.er = 0, 0, 0, why
+      lie_down(unit, job, n, rec, is[2] == 'held' and not spent and 30000 or 0) -- it is woken when the moment is there
     end
   end
   if spent then wake(job .. '.' .. redis.call('HGET', key, 'pu')) end -- nothing comes any more: it says so

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, RedisError
 from redis.sentinel import MasterNotFoundError
@@ -38,6 +38,13 @@ SHARED = ("common", "due", "space", "units", "pictures")
 def _source(name: str) -> str:
     here = files("ingest.ledger")
     return "".join((here / f"{part}.lua").read_text() for part in (*SHARED, name))
+
+
+class Clock(NamedTuple):
+    """The ledger's time in ms since 1970, which never goes back, and by how much it is ahead of Redis's, which did."""
+
+    now_ms: int
+    ahead_ms: int
 
 
 class Ledger:
@@ -90,11 +97,18 @@ class Ledger:
                 return LedgerUnavailable(self.url, f"{why} ({said})", cure)
         return LedgerUnavailable(self.url, said)
 
-    def now_ms(self) -> int:
-        """Redis's own time, in ms since 1970: the only one that the ledger goes by."""
+    def clock(self) -> Clock:
+        """The only time that the ledger goes by; ``common.lua`` keeps it."""
         with self.translated():
-            seconds, micros = self.redis.time()
-        return int(seconds) * 1000 + int(micros) // 1000
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.time()
+            pipe.get(self.key("clock"))
+            (seconds, micros), kept = pipe.execute()
+        last, ahead = map(int, (kept or b"0 0").split())
+        return Clock(max(last, int(seconds) * 1000 + int(micros) // 1000 + ahead), ahead)
+
+    def now_ms(self) -> int:
+        return self.clock().now_ms
 
     def key(self, *parts: str) -> str:
         return self.prefix + ":".join(parts)

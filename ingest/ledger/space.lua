@@ -34,7 +34,7 @@ end
 -- Of a job that is read by a window, what nobody needs yet can wait: for it nothing is evicted that such a job has fetched. Else it would
 -- drive out what is there for what comes, and that would be needed first, or neither.
 local function can_wait(job, n, rec)
-  return not needed(rec) and not isplan(n) and redis.call('EXISTS', P .. 'windowed:' .. job) == 1
+  return not needed(rec) and not isplan(n) and tonumber(redis.call('GET', P .. 'windowed:' .. job) or '0') > NOW
 end
 
 -- Why nothing may go for those who can wait, and for how many ms that is known, unless a job or a reader goes. Whether they have to wait: the store is full, and it was found out just now that nothing else may go. A tenth of it is left to

@@ -50,6 +50,16 @@ class Turn(NamedTuple):
     comers: str = ""
 
 
+class Dry(NamedTuple):
+    """Why no more can be evicted for ``seconds``, as of that ``version`` of who holds what; ``later``: for those who
+    can wait."""
+
+    why: str = ""
+    version: str = ""
+    seconds: float = 0.0
+    later: bool = False
+
+
 @dataclass(frozen=True)
 class Holder:
     """A job whose files stay, and ``why``: those of the shards in ``only`` where it is read by windows; else all but
@@ -105,9 +115,10 @@ class SpaceLedger(Ledger):
         that such a job has fetched."""
         job, _, number = unit.rpartition(".")
         with self.translated():
-            windowed = self.redis.exists(self.key("windowed", job))
+            windowed = int(self.redis.get(self.key("windowed", job)) or 0)
             packed = self.redis.hget(self.key("job", job, "shard"), number) if windowed else None
-        return packed is not None and json.loads(packed).get("nt", 0) < self.now_ms()
+        now = self.now_ms()
+        return packed is not None and windowed > now > json.loads(packed).get("nt", 0)
 
     def turn(
         self,
@@ -117,16 +128,15 @@ class SpaceLedger(Ledger):
         *,
         step: int = 0,
         freed: int = 0,
-        dry: str = "",
-        version: str = "",
-        dry_s: float = 0.0,
+        dry: Dry | None = None,
         patient: str = "",
-        later: bool = False,
     ) -> Turn:
-        """Take, keep or (``ttl_s`` 0) give back the right to evict from a store. ``patient``: "1" where jobs have been,
-        so that after a wipe of the ledger readers are waited for, "0" only after its absence, "" never. ``dry``: why no
-        more can go for ``dry_s``, as of that ``version`` of who holds what; ``later``: for what can wait."""
-        args = (step, freed, int(ttl_s * 1000), dry, patient, version, int(dry_s * 1000), int(later))
+        """Take, keep or (``ttl_s`` 0) give back the right to evict from a store; ``step`` freed so many bytes.
+        ``patient``: "1" where jobs have been, so that after a wipe of the ledger readers are waited for, "0" only after
+        its absence, "" never."""
+        dry = dry or Dry()
+        ms = int(dry.seconds * 1000)
+        args = (step, freed, int(ttl_s * 1000), dry.why, patient, dry.version, ms, int(dry.later))
         answer, *more = self.run("evict", store, token, *args)
         return Turn(text(answer), text(more[0]), int(more[1]), text(more[2])) if more else Turn(text(answer))
 

@@ -34,8 +34,8 @@ for at = 1, #found[2], 2 do
       if redis.call('HGET', picture(job, rec.i), 's') == 'refused' then redis.call('HSET', picture(job, rec.i), 's', 'over') end
     end
     set_state(job, n, rec, 'due')
-    -- Who held it before has nothing to say any more.
-    rec.at, rec.dl, rec.ff, rec.er, rec.w, rec.f, rec.x, rec.xw = 0, 0, 0, nil, nil, nil, nil, nil
+    begin_anew(rec)
+    rec.ff, rec.er = 0, nil
     push_due(unit, job, n, rec)
     save(job, n, rec)
     queues[#queues + 1] = rec.q

@@ -2,23 +2,39 @@
 -- else {{queue, due, …}, {job to expire, …}, {job abandoned by its submitter, …}, 1 if there is more to take back: tick again, with every_ms 0}.
 local every, lease, limit, abandoned = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local last = tonumber(redis.call('GET', P .. 'tick') or '0')
-if NOW - last < every and NOW >= last then return nil end
+if NOW - last < every then return nil end
 redis.call('SET', P .. 'tick', NOW)
-if NOW - last > lease / 2 then
-  -- The ledger was away, or everybody else was: leases that ran out meanwhile say nothing about their holders. They get one more.
-  -- And it may be older than what it said before: nothing is evicted until all who read had time to be heard, two renewals long.
-  if last > 0 then redis.call('SET', P .. 'deaf', 1, 'PX', 30000) end
-  for _, unit in ipairs(redis.call('ZRANGE', P .. 'leases', 0, -1)) do redis.call('ZADD', P .. 'leases', 'XX', NOW + lease, unit) end
-  for _, member in ipairs(redis.call('ZRANGE', P .. 'pictures', 0, -1)) do
-    if redis.call('HEXISTS', P .. 'picture:' .. member, 'w') == 1 then redis.call('ZADD', P .. 'pictures', NOW + lease, member) end
-  end
-  for _, job in ipairs(redis.call('ZRANGEBYSCORE', P .. 'reading', last, '+inf')) do
-    redis.call('ZADD', P .. 'reading', NOW + 60000, job)
-    for _, reader in ipairs(redis.call('ZRANGEBYSCORE', P .. 'readers:' .. job, last, '+inf')) do
-      redis.call('ZADD', P .. 'readers:' .. job, NOW + 60000, reader)
-    end
+
+-- The ledger was away, or everybody else was, or Redis's clock went ahead: what ran out meanwhile says nothing about who did not renew it,
+-- and gets one more term. Not two in a row: where each tick is late, what a dead node held must not stay its own for ever. A time that was
+-- given here is known by its half millisecond.
+local function prolong(key, from, term, applies)
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', key, from, '+inf')) do
+    local was_given = redis.call('ZSCORE', key, member) % 1 ~= 0
+    if not was_given and (not applies or applies(member)) then redis.call('ZADD', key, NOW + term + 0.5, member) end
   end
 end
+local function absence()
+  prolong(P .. 'leases', '-inf', lease)
+  prolong(P .. 'pictures', '-inf', lease, function(member) return redis.call('HEXISTS', P .. 'picture:' .. member, 'w') == 1 end)
+  for _, job in ipairs(redis.call('ZRANGEBYSCORE', P .. 'reading', last, '+inf')) do
+    prolong(P .. 'readers:' .. job, last, 60000)
+  end
+  prolong(P .. 'reading', last, 60000)
+  prolong(P .. 'workers', last - lease, 0)
+  prolong(P .. 'unsealed', last - abandoned, 0)
+  if NOW - last > 60000 then -- nor does it count for the deadlines of jobs
+    for _, job in ipairs(redis.call('ZRANGEBYSCORE', P .. 'holding', '+inf', '+inf')) do
+      local meta = redis.call('HMGET', jobkey(job), 'again', 'created')
+      local since = meta[1] or meta[2]
+      if since then redis.call('HSET', jobkey(job), 'again', since + NOW - last) end
+    end
+  end
+  -- And it may be older than what it said before: nothing is evicted until all who read had time to be heard, two renewals long.
+  redis.call('SET', P .. 'deaf', NOW + 30000, 'PX', 60000)
+end
+if last > 0 and NOW - last > lease / 2 then absence() end
+
 local unread = redis.call('ZRANGEBYSCORE', P .. 'reading', '-inf', NOW, 'LIMIT', 0, 500)
 for _, job in ipairs(unread) do
   redis.call('ZREM', P .. 'reading', job)
@@ -28,7 +44,7 @@ if #unread > 0 then holders_changed() end
 local lapsed = redis.call('ZRANGEBYSCORE', P .. 'leases', '-inf', NOW, 'LIMIT', 0, 500)
 for _, unit in ipairs(lapsed) do
   local rec, job, n = load(unit)
-  if rec and rec.s == 'leased' then release_dead(unit, job, n, rec, limit, true) else redis.call('ZREM', P .. 'leases', unit) end
+  if rec and rec.s == 'leased' then release_dead(unit, job, n, rec, limit, lease) else redis.call('ZREM', P .. 'leases', unit) end
 end
 -- Moments whose holder was not heard for so long: its node is gone, and any other may take over.
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', P .. 'pictures', '-inf', NOW, 'LIMIT', 0, 500)) do

@@ -63,19 +63,34 @@ local function settle(unit, job, n, rec, state)
   end
 end
 
+-- Who held it before has nothing to say any more, and what counted against it does not.
+local function begin_anew(rec)
+  rec.at, rec.dl = 0, 0
+  rec.w, rec.f, rec.x, rec.bo, rec.wk, rec.hw = nil, nil, nil, nil, nil, nil
+end
+
+-- Among the due, at once or after delay_ms.
+local function lie_down(unit, job, n, rec, delay_ms)
+  set_state(job, n, rec, 'due')
+  rec.w = nil
+  if delay_ms > 0 then
+    rec.nb = NOW + delay_ms
+    redis.call('ZADD', P .. 'delayed', rec.nb, unit)
+  else
+    push_back(unit, rec)
+  end
+  save(job, n, rec)
+end
+
 -- A shard that is done, and of which files are gone from a reader's store, is fetched again, there. Its job stays what it is: all of it
 -- has arrived once. So who waits for the job or takes its files as they come hears nothing of it; `gone` and `there` are for readers.
 local function fetch_again(unit, job, n, rec, queue)
   redis.call('HINCRBY', jobkey(job), 'gone', 1)
   redis.call('ZREM', P .. 'outbox', unit)
-  set_state(job, n, rec, 'due')
-  rec.gn, rec.ga, rec.an = 1, NOW, (rec.an or 0) + 1
-  rec.at, rec.dl, rec.er = 0, 0, 'files of it are gone from the store'
-  -- Who held it before has nothing to say any more.
-  rec.w, rec.f, rec.x, rec.xw, rec.bo, rec.wk, rec.hw = nil, nil, nil, nil, nil, nil, nil
+  begin_anew(rec)
+  rec.gn, rec.ga, rec.an, rec.er = 1, NOW, (rec.an or 0) + 1, 'files of it are gone from the store'
   if queue ~= '' then rec.q = queue end
-  push_back(unit, rec)
-  save(job, n, rec)
+  lie_down(unit, job, n, rec, 0)
   event(job, 'gone', n)
 end
 
@@ -106,15 +121,7 @@ end
 local function give_back(unit, job, n, rec, delay_ms)
   drop_lease(unit, job, n, rec)
   if cancelled(job) then return settle(unit, job, n, rec, 'cancelled') end
-  set_state(job, n, rec, 'due')
-  rec.w = nil
-  if delay_ms > 0 then
-    rec.nb = NOW + delay_ms
-    redis.call('ZADD', P .. 'delayed', rec.nb, unit)
-  else
-    push_back(unit, rec)
-  end
-  save(job, n, rec)
+  lie_down(unit, job, n, rec, delay_ms)
 end
 
 -- A lease that ran out while nobody could renew it (a paused Redis, a stopped machine) is its holder's again as long as nobody
@@ -123,18 +130,17 @@ local function regain(unit, job, n, rec, fence)
   if not (rec and rec.s == 'due' and rec.f == fence and rec.x) then return end
   redis.call('ZREM', P .. 'due:' .. rec.q, unit)
   set_state(job, n, rec, 'leased')
-  rec.w, rec.dl, rec.nb = rec.xw, rec.dl - 1, 0
-  redis.call('HSET', P .. 'held:' .. rec.w, unit, rec.x)
-  redis.call('ZADD', P .. 'leases', NOW + 12000, unit)
-  rec.x, rec.xw = nil, nil
+  local held, worker, lease = unpack(rec.x)
+  rec.w, rec.x, rec.dl, rec.nb = worker, nil, rec.dl - 1, 0
+  redis.call('HSET', P .. 'held:' .. worker, unit, held)
+  redis.call('ZADD', P .. 'leases', NOW + lease, unit)
   save(job, n, rec)
 end
 
--- Its worker died under it. After `limit` deaths it is quarantined: it may be what kills them.
-local function release_dead(unit, job, n, rec, limit, expired)
-  if expired and rec.w then
-    rec.x, rec.xw = redis.call('HGET', P .. 'held:' .. rec.w, unit) or nil, rec.w
-  end
+-- Its worker died under it, or was not heard for all of its `lease`. After `limit` deaths it is quarantined: it may be what kills them.
+local function release_dead(unit, job, n, rec, limit, lease)
+  local held = lease and rec.w and redis.call('HGET', P .. 'held:' .. rec.w, unit)
+  if held then rec.x = {held, rec.w, lease} end
   rec.dl = (rec.dl or 0) + 1
   rec.er = 'its worker died'
   if rec.dl >= limit and not cancelled(job) then

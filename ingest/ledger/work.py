@@ -208,8 +208,9 @@ class WorkLedger(PictureLedger):
         stop."""
         pairs = [value for pair in (*alive, *dead) for value in pair]
         deaths, lease = self.settings.retry.deliveries, self._lease_ms
-        facts = (info["node"], info["store"], json.dumps(info))
-        return [text(u) for u in self.run("beat", worker, *facts, lease, lease, deaths, len(alive), *pairs)]
+        said = json.dumps(info | {"lease_s": self.settings.limits.lease_s})
+        facts = (info["node"], info["store"], said)
+        return [text(u) for u in self.run("beat", worker, *facts, lease, deaths, len(alive), *pairs)]
 
     def able(self, worker: str) -> None:
         """A message that went through this worker's queue is answered."""
@@ -236,14 +237,14 @@ class WorkLedger(PictureLedger):
             {text(q): int(n) for q, n in zip(due[::2], due[1::2], strict=True)},
             [text(j) for j in expired],
             [text(j) for j in abandoned],
-        )
             bool(more),
+        )
 
-    def store_of(self, node: str) -> str | None:
     def outbox(self, limit: int, again_s: float) -> list[str]:
         """Units and jobs whose Celery result the caller is to write; others are asked for them after ``again_s``."""
         return [text(member) for member in self.run("outbox", limit, int(again_s * 1000))]
 
+    def store_of(self, node: str) -> str | None:
         """The id of the store that a node last had, also when the node is dead; None for one never heard of."""
         with self.translated():
             found = self.redis.hget(self.key("stores"), node)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -17,6 +15,7 @@ from tests.faults.load import exactly
 from tests.faults.origins import Paced
 from tests.faults.rig import SHORT_LEASES, Rig, all_processes, send
 from tests.faults.test_instants import holder
+from tests.servers.clocks import faketime
 from tests.servers.node import until
 from tests.unit.ledgers import happened
 
@@ -82,21 +81,10 @@ def test_a_pause_of_everyone_discards_nobodys_work(rigs: Rigs) -> None:
     assert all(len(p.starts) == 1 for p in paced), "nothing was asked for twice"
 
 
-def faketime() -> str | None:
-    """The library that shows a process another clock (Debian: faketime)."""
-    found = [
-        path for under in ("*/faketime", "faketime") for path in Path("/usr/lib").glob(f"{under}/libfaketimeMT.so.1")
-    ]
-    return str(found[0]) if found and shutil.which("faketime") else None
-
-
 @pytest.mark.parametrize("shift", ["+2h", "-2h"])
 def test_the_clock_of_one_worker(rigs: Rigs, shift: str) -> None:
-    library = faketime()
-    if library is None:
-        pytest.skip("no libfaketime; apt-get install faketime")
+    wrong = {"LD_PRELOAD": faketime(), "FAKETIME": shift, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_NO_CACHE": "1"}
     rig = rigs(workers=1, config=SHORT_LEASES)
-    wrong = {"LD_PRELOAD": library, "FAKETIME": shift, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_NO_CACHE": "1"}
     begun = time.monotonic()
     rig.service.start_worker("n2", **wrong)
     rig.load.start()

@@ -10,6 +10,7 @@ import pytest
 from ingest.errors import LedgerUnavailable, UnknownJob
 from ingest.ledger import Claim, NewUnit, Result, WorkLedger
 from ingest.model import FileSpec, JobOptions
+from ingest.sections import Limits
 from ingest.settings import Settings
 from tests.unit.ledgers import (
     DEATHS,
@@ -57,7 +58,7 @@ class TestSubmitting:
         assert ledger.sweep("cancel", "j0") == [] and ledger.units("j0", ["0"]) == [None]
         with pytest.raises(UnknownJob):
             ledger.meta("j0")
-        assert not [*ledger.redis.scan_iter()]
+        assert [*ledger.redis.scan_iter()] == [ledger.key("clock").encode()]
 
     def test_a_job_of_nothing_is_done_when_it_is_sealed(self, ledger: WorkLedger) -> None:
         job = submit(ledger, 0)
@@ -86,7 +87,6 @@ class TestSubmitting:
         assert (ledger.meta(left)["state"], ledger.meta(left)["error"]) == ("failed", "given up")
         assert ledger.meta(sealed)["state"] == "done" and "error" not in ledger.meta(sealed)
 
-    def test_names_that_are_not_ascii_come_through(self, ledger: WorkLedger) -> None:
     def test_a_submission_that_was_given_up_begins_anew_under_its_key(self, ledger: WorkLedger) -> None:
         left, _ = ledger.create(JobOptions(), "key")
         ledger.add(left, "", 0, 0, shards(0, 2))
@@ -114,6 +114,7 @@ class TestSubmitting:
         assert ledger.add(left, "", 1, 0, shards(1, 2)) == "cancelled", "what there is of it is tried again, no more"
         assert ledger.create(JobOptions(), "key")[0] != left
 
+    def test_names_that_are_not_ascii_come_through(self, ledger: WorkLedger) -> None:
         job, _ = ledger.create(JobOptions(name="größe 数据"), "ключ")
         specs = [FileSpec(0, 0, "file:///tmp/\udcff 数"), FileSpec(0, 1, "s3://bücket/😀")]
         ledger.add(job, "", 0, 0, [NewUnit.shard(specs, QUEUE), NewUnit.shard(specs[1:], QUEUE)])
@@ -229,6 +230,16 @@ class TestLeases:
         ledger.tick(0, 900)
         assert state(ledger, work.unit) == "leased"
 
+    def test_a_lease_that_is_its_holders_again_is_as_long_as_the_first(self, ledger: WorkLedger, url: str) -> None:
+        other = WorkLedger(Settings(ledger_url=url, limits=Limits(lease_s=9)))
+        submit(other, 1)
+        work = claim(other)
+        expire(other, work.unit)
+        assert other.reserve(work.unit, work.fence, "s1", 1, most=10).answer == "uncounted"
+        left_ms = ledger.redis.zscore(ledger.key("leases"), work.unit) - ledger.now_ms()
+        assert 5000 < left_ms <= 9000
+        other.close()
+
     def test_a_flushed_ledger_does_not_issue_an_old_token(self, ledger: WorkLedger) -> None:
         ledger.create(JobOptions(), None, "j1")
         ledger.add("j1", "", 0, 0, shards(0, 1))
@@ -283,6 +294,18 @@ class TestLeases:
             assert ledger.progress(work, 1 << 30, (DEATHS * 2 - 1) << 20) == "ok"
             ledger.beat("w1", INFO, [], [(work.unit, work.fence)])
         assert state(ledger, work.unit) == "quarantined"
+
+    def test_after_a_retry_it_may_get_further_from_the_beginning(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 1)
+        work = claim(ledger)
+        ledger.progress(work, 1, 100 << 20)
+        assert commit(ledger, work, "failed")
+        ledger.sweep("retry", job)
+        for n in range(1, DEATHS * 2):
+            work = claim(ledger, pid=f"{n}:1")
+            ledger.progress(work, 1, n << 20)
+            ledger.beat("w1", INFO, [], [(work.unit, work.fence)])
+        assert state(ledger, work.unit) == "due"
 
     def test_attempts_are_counted_anew_after_one_that_got_further(self, ledger: WorkLedger) -> None:
         job = submit(ledger, 1)

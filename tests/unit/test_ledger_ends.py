@@ -12,6 +12,7 @@ from tests.unit.ledgers import (
     check,
     claim,
     done,
+    expire,
     failed,
     file,
     happened,
@@ -163,7 +164,15 @@ class TestEnding:
         assert named == {ledger.key("gone"), ledger.key("epoch")}
         own = {
             ledger.key(*k)
-            for k in [("fence",), ("holders",), ("leavers",), ("queues",), ("vtime", QUEUE), ("vtime", PLANS)]
+            for k in [
+                ("clock",),
+                ("fence",),
+                ("holders",),
+                ("leavers",),
+                ("queues",),
+                ("vtime", QUEUE),
+                ("vtime", PLANS),
+            ]
         }
         assert left <= own | named
         assert ledger.create(JobOptions(), "key")[0] != job
@@ -191,7 +200,8 @@ class TestDamage:
             assert found.job == other
             ledger.commit(found, "done", done(), ())
         assert ledger.claim("w1", "1:1", 1000, (QUEUE,)) is None
-        ledger.tick(0, 900)
+        for unit in map(bytes.decode, ledger.redis.zrange(ledger.key("leases"), 0, -1)):
+            expire(ledger, unit)
         assert ledger.meta(other)["state"] == "done" and not ledger.held("w1")
         assert not ledger.redis.zcard(ledger.key("leases")), "what it had leased is dropped with the lease"
 

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from ingest.ledger import Claim, Result, WorkLedger
+from ingest.ledger.space import Dry
 from ingest.model import JobOptions
 from tests.servers.node import until
 from tests.unit.ledgers import (
@@ -181,7 +182,7 @@ class TestSpace:
         assert (grant.answer, grant.why, grant.can_wait) == ("full", "", True), (
             "somebody is to look whether other things may go"
         )
-        ledger.turn(STORE, "t", 0, dry="held are 7 B", dry_s=60, later=True)
+        ledger.turn(STORE, "t", 0, dry=Dry("held are 7 B", "", 60, later=True))
         grant = ledger.reserve(zero.unit, zero.fence, STORE, 950, most=MOST)
         assert grant.why.startswith("nobody needs it yet") and grant.why.endswith("held are 7 B") and grant.wait_s > 50
         assert self.take(ledger, five, 100) == "ok", "a tenth is left to what is needed"
