@@ -15,10 +15,17 @@ from contextlib import suppress
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 
-from ingest.errors import FetchError, FetchTimeout, LedgerUnavailable, NodeUnfit, PermanentFetchError, SnapshotLost
+from ingest.errors import (
+    FetchError,
+    FetchTimeout,
+    LedgerUnavailable,
+    NodeUnfit,
+    PermanentFetchError,
+    SnapshotLost,
+    TransientFetchError,
+)
 from ingest.ledger import Claim, Result, Settled, WorkLedger
 from ingest.model import FileRecord, FileSpec
-from ingest.store.disk import in_words
 from workers import again
 from workers import node as here
 from workers.control import Control
@@ -30,7 +37,7 @@ from workers.outcome import Outcome, failure_of
 from workers.pack import pack_shard
 from workers.parallel import each
 from workers.report import Events, manifest, report
-from workers.retry import UNFIT_DELAY_S, delay_s
+from workers.retry import UNFIT_DELAY_S, delay_s, is_final
 from workers.snapshots.increments import increment_of
 from workers.snapshots.reading import Moments
 from workers.space import Space, confirm
@@ -109,7 +116,7 @@ def _attempt(
             spec = moments.pinned(transfer.resolve(spec))
             records = transfer.reuse(spec)
         except FetchError as error:
-            outcome.failures.append(failure_of(transfer.node, claim, spec.uri, (spec.source, spec.part), error))
+            outcome.missed(transfer.node, claim, [spec], error, claim.record.attempts + 1)
             continue
         if records is not None:
             outcome.files += records
@@ -234,8 +241,11 @@ def _settle(
         said = manifest(claim.job, claim.number, result, increment_of(claim))
         node.store.write_manifest(claim.job, claim.number, said)
     except OSError as error:
-        reason = f"the store at {node.store.root} failed: {in_words(error)}"
-        return _later(node, ledger, claim, result, control, UNFIT_DELAY_S, False, reason)
+        unfit = node.store.unfit(claim.record.origin, error)
+        whole = FileSpec(claim.record.source, 0, claim.record.origin)
+        if outcome.missed(node, claim, [whole], unfit, claim.record.attempts + 1):
+            return _later(node, ledger, claim, result, control, UNFIT_DELAY_S, False, f"NodeUnfit: {unfit.reason}")
+        result, state = outcome.result, "failed"
     settled = ledger.commit(claim, state, result, control.flights)
     if not settled.ok:
         return settled, "lost", "the lease was lost before the commit"
@@ -270,6 +280,19 @@ def _later(
         },
     )
     return settled, "retried" if settled.ok else "lost", reason
+
+
+def later_or_never(node: Node, ledger: WorkLedger, claim: Claim, error: TransientFetchError) -> tuple[Settled, bool]:
+    """Give a claim back because of something that no file of it can survive now; or end it, where that was its last
+    attempt or its time is over. Returns also whether it is over."""
+    policy, options, attempt = node.settings.retry, claim.options, claim.record.attempts + 1
+    if is_final(policy, error, attempt, options.attempts, claim.age_s, options.deadline_s):
+        return fail_all(node, ledger, claim, error), True
+    wait_s, counted = delay_s(policy, error, attempt), not isinstance(error, NodeUnfit)
+    reason = f"{type(error).__name__}: {error.reason}"
+    facts = {"job": claim.job, "shard": claim.number, "node": node.settings.node, "delay_s": round(wait_s, 3)}
+    log.warning("shard.later", extra=facts | {"reason": reason})
+    return ledger.back(claim, wait_s, counted, reason, None, ()), False
 
 
 def unexpected(claim: Claim, error: Exception) -> PermanentFetchError:

@@ -10,10 +10,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ingest.store import Store
 from ingest.store.disk import Look, free_bytes, in_words, probe
+from ingest.store.ground import Ground, ground, was_removed
 from workers import holding
 from workers.logs import log
 
@@ -38,12 +40,15 @@ class Fitness:
         self.looked = threading.Event()
         self._store, self._node, self._hangs_s, self._make_room = store, node, hangs_s, make_room
         self._found = ""
+        self._ground: Ground = ()
         self._begun: float | None = None
         self._said = ""
 
     def look(self) -> None:
         found = self._look()
         self.looked.set()
+        if found.is_missing:
+            self._make_again()
         if found.is_full and self._make_room is not None:
             try:
                 why = self._make_room(lambda: _A_LITTLE if self._look().is_full else 0)
@@ -54,13 +59,28 @@ class Fitness:
 
     def _look(self) -> Look:
         self._begun = time.monotonic()
-        found = probe(self._store.root, self._store.id, self._store.limits)
+        root = self._store.root
+        before = _ground(root)
+        found = probe(root, self._store.id, self._store.limits)
+        if not found.reason and _ground(root) == before:
+            self._ground = before
         try:
-            self.free_bytes = free_bytes(self._store.root)
+            self.free_bytes = free_bytes(root)
         except OSError:
             self.free_bytes = 0
         self._begun, self._found = None, found.reason
         return found
+
+    def _make_again(self) -> None:
+        """What somebody removed of the store; the next look finds it well. What lies on a filesystem that is gone comes
+        back with it: nothing is made in its place."""
+        if not was_removed(self._ground, _ground(self._store.root)):
+            return
+        try:
+            self._store.make_again()
+            self._found += " It was removed, and is made again: what was in it is fetched again when it is asked for"
+        except OSError as error:
+            self._found += f" It was removed, and cannot be made again: {in_words(error)}"
 
     @property
     def hangs(self) -> bool:
@@ -86,6 +106,13 @@ class Fitness:
         self._said = reason
         tell(table, fit=not reason)
         return reason
+
+
+def _ground(root: Path) -> Ground:
+    try:
+        return ground(root)
+    except OSError:
+        return ()
 
 
 def tell(table: int, *, fit: bool) -> None:

@@ -270,11 +270,8 @@ def confirm(node: Node, claim: Claim, outcome: Outcome) -> None:
         return
     outcome.files[:] = here
     if not outcome.transient:
-        outcome.transient.append((_spec(gone), _evicted(gone)))
-
-
-def _spec(gone: Sequence[FileRecord]) -> FileSpec:
-    return FileSpec(gone[0].source, gone[0].part, gone[0].uri)
+        specs = [FileSpec(file.source, file.part, file.uri) for file in gone]
+        outcome.missed(node, claim, specs, _evicted(gone), claim.record.attempts + 1)
 
 
 def _evicted(gone: Sequence[FileRecord]) -> NodeUnfit:

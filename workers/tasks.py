@@ -15,21 +15,20 @@ from ingest.app import app
 from ingest.client.into import destination
 from ingest.client.submission import check, cut, needs_origin
 from ingest.doorbell import ring, ring_on
-from ingest.errors import LedgerUnavailable, PermanentFetchError, UsageError
+from ingest.errors import FetchTimeout, LedgerUnavailable, PermanentFetchError, TransientFetchError, UsageError
 from ingest.ledger import Claim, NewUnit, Settled, WorkLedger
 from ingest.model import TERMINAL_JOB, JobOptions
 from ingest.queues import CANARY_TASK, DOWNLOAD_TASK, FETCH_QUEUE, FETCH_TASK, PLAN_TASK, queues_of
 from ingest.sources import Source
-from ingest.store.disk import in_words, is_disk
+from ingest.store.disk import is_disk
 from workers import holding
 from workers import node as here
 from workers.counting import count_unit
 from workers.descriptors import own_fault
-from workers.fetch import fail_all, fetch_shard, unexpected
+from workers.fetch import fail_all, fetch_shard, later_or_never, unexpected
 from workers.logs import log
 from workers.plan import plan_source
 from workers.report import report
-from workers.retry import UNFIT_DELAY_S
 
 
 def answer(queue: str, hostname: str | None) -> None:
@@ -54,7 +53,8 @@ def answer(queue: str, hostname: str | None) -> None:
         except LedgerUnavailable:
             raise
         except SoftTimeLimitExceeded:
-            settled = ledger.back(claim, 0, True, "time slice over, not handed back in time", None, ())
+            late = FetchTimeout(claim.record.origin, "the time slice was over, and it was not handed back in time")
+            settled = _ended(node, ledger, claim, late)
         except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits must be told
             settled = _unforeseen(node, ledger, claim, error)
         except BaseException as error:
@@ -79,13 +79,18 @@ def answer(queue: str, hostname: str | None) -> None:
 def _unforeseen(node: here.Node, ledger: WorkLedger, claim: Claim, error: Exception) -> Settled:
     """What nobody foresaw: the disk of this node, wherever it failed; or a defect."""
     if isinstance(error, OSError) and is_disk(error, node.store.root):
-        reason = f"NodeUnfit: the store at {node.store.root} failed: {in_words(error)}"
-        facts = {"job": claim.job, "shard": claim.number, "node": node.settings.node, "delay_s": UNFIT_DELAY_S}
-        log.warning("shard.later", extra=facts | {"reason": reason})
-        return ledger.back(claim, UNFIT_DELAY_S, False, reason, None, ())
+        return _ended(node, ledger, claim, node.store.unfit(claim.record.origin, error))
     log.exception("shard.defect", extra={"job": claim.job, "shard": claim.number})
     settled = fail_all(node, ledger, claim, unexpected(claim, error))
     report(app, ledger, node.store, claim.unit)
+    return settled
+
+
+def _ended(node: here.Node, ledger: WorkLedger, claim: Claim, error: TransientFetchError) -> Settled:
+    """An attempt that came to nothing as a whole: there will be another, within the job's limits."""
+    settled, is_over = later_or_never(node, ledger, claim, error)
+    if is_over:
+        report(app, ledger, node.store, claim.unit)
     return settled
 
 
@@ -97,7 +102,7 @@ def _end_process(node: here.Node, ledger: WorkLedger, claim: Claim, error: BaseE
     log.error("process.killed", extra=facts)
     try:
         if unfit := own_fault(PermanentFetchError(claim.record.origin, reason)):
-            ledger.back(claim, UNFIT_DELAY_S, False, f"NodeUnfit: {unfit.reason}", None, ())
+            later_or_never(node, ledger, claim, unfit)
     finally:
         os._exit(os.EX_SOFTWARE)
 

@@ -97,12 +97,18 @@ class Transfer:
         within ``fresh_s``."""
         if spec.checksums and not spec.digest:
             return None  # the list may say another one by now, see ``listed``
-        stored = self.node.store.lookup(self.key(spec), spec.digest)
+        stored = self._lookup(spec, spec.digest)
         if stored is None or not self._fits(spec, stored):
             return None
         if not (spec.digest or spec.version or spec.pin) and time.time() - stored.validated > self.fresh_s:
             return None
         return stored if self.node.store.touch(stored.outputs[0].path) else None
+
+    def _lookup(self, spec: FileSpec, digest: str | None = None) -> Stored | None:
+        try:
+            return self.node.store.lookup(self.key(spec), digest)
+        except OSError as error:
+            raise self.node.store.unfit(spec.uri, error) from error
 
     def _fits(self, spec: FileSpec, stored: Stored) -> bool:
         """Whether what is stored is what was asked for, by version, size and limit. What came from a mirror is for
@@ -135,7 +141,7 @@ class Transfer:
             return records
         store = self.node.store
         key = self.key(spec)
-        stored = None if spec.digest else store.lookup(key)
+        stored = None if spec.digest else self._lookup(spec)
         if stored is not None and not self._fits(dataclasses.replace(spec, version=None), stored):
             stored = None  # not what is asked for: the origin has something else by now, or says why not
         elif stored is not None and not store.touch(stored.outputs[0].path):

@@ -35,23 +35,39 @@ _WORDS = {
 DISK = frozenset(_WORDS)
 #: In a folder that the user named these two are about the user.
 RIGHTS = frozenset({errno.EACCES, errno.EPERM})
-_MISSING = {errno.ENOENT, errno.ENOTDIR}
+#: What is missing of a store, or lies in it where something else belongs: no node does either.
+_MISSING = {errno.ENOENT}
+_IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 _PROBE = os.urandom(4096)
 
 
 def is_disk(error: OSError, root: Path) -> bool:
-    """Whether the store at ``root`` is at fault: also where a part of it is missing that a node never removes."""
+    """Whether the store at ``root`` is at fault: also where something in it was removed, or put, that is not a node's
+    doing."""
     if error.errno in DISK:
         return True
-    names = [name for name in (error.filename, error.filename2) if isinstance(name, str | os.PathLike)]
-    return error.errno in _MISSING and any(Path(name).is_relative_to(root) for name in names)
+    return error.errno in _MISSING | _IN_THE_WAY and any(path.is_relative_to(root) for path in _paths(error))
 
 
 def in_words(error: OSError) -> str:
     """What is wrong, and what to do about it."""
+    paths = _paths(error)
     if error.errno in _MISSING:
         return "a part of it is missing; is its filesystem mounted?"
+    if error.errno in _IN_THE_WAY and paths:
+        return f"{_nearest(paths[-1])} is in the way; remove it"
+    if error.errno in RIGHTS and paths:
+        return f"{_WORDS[error.errno]}: {paths[-1]}"
     return _WORDS.get(error.errno or 0) or error.strerror or str(error) or type(error).__name__
+
+
+def _paths(error: OSError) -> list[Path]:
+    return [Path(name) for name in (error.filename, error.filename2) if isinstance(name, str)]
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or what is there of the folders above it: a file, where one of them should be."""
+    return path if os.path.lexists(path) else _nearest(path.parent)
 
 
 def free_bytes(root: Path) -> int:
@@ -60,10 +76,11 @@ def free_bytes(root: Path) -> int:
 
 
 class Look(NamedTuple):
-    """Why a store cannot be worked in now, or ""; and whether more room would mend that."""
+    """Why a store cannot be worked in now, or ""; whether more room would mend that, or making what is missing."""
 
     reason: str
     is_full: bool = False
+    is_missing: bool = False
 
 
 def probe(root: Path, identity: str, limits: StoreLimits) -> Look:
@@ -79,15 +96,23 @@ def probe(root: Path, identity: str, limits: StoreLimits) -> Look:
                 os.fsync(file)
             if os.pread(file, len(_PROBE), 0) != _PROBE:
                 return Look(f"the store at {root} does not give back what is written to it; look at the kernel's log")
-        for folder in ("data", "manifests"):
-            os.stat(f"{root / folder}/.")
-            if not os.access(root / folder, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(root / folder))
+        for folder in (f"{root}/data", f"{root}/manifests", *_buckets(root / "data")):
+            os.stat(f"{folder}/.")
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
     except UnicodeDecodeError:
         return Look(f"the store at {root} is damaged: its STORE_ID is no text")
     except OSError as error:
-        return Look(f"the store at {root} failed: {in_words(error)}", error.errno in {errno.ENOSPC, errno.EDQUOT})
+        reason = f"the store at {root} failed: {in_words(error)}"
+        return Look(reason, error.errno in {errno.ENOSPC, errno.EDQUOT}, error.errno in _MISSING)
     return Look("")
+
+
+def _buckets(data: Path) -> list[str]:
+    """The folders in which sources get theirs, 256 at most: who may write in ``data`` may perhaps not in those that
+    another user made."""
+    with os.scandir(data) as entries:
+        return [entry.path for entry in entries if entry.is_dir()]
 
 
 @contextmanager

@@ -54,20 +54,11 @@ class Store:
         """Make the root where it is missing. Raises :class:`StoreError` where it cannot be written."""
         root = limits.root
         try:
-            for part in ("data", "manifests", "scratch"):
-                (root / part).mkdir(parents=True, exist_ok=True)
-            path = root / "STORE_ID"
-            if not path.exists():
-                # A link of a whole file: the first of two starters wins, and nobody ever reads half an id.
-                fresh = root / "scratch" / f"id-{uuid.uuid4()}"
-                fresh.write_text(str(uuid.uuid4()))
-                with suppress(FileExistsError):
-                    os.link(fresh, path)
-                fresh.unlink()
+            _make(root, str(uuid.uuid4()))
             probe = root / "scratch" / f"probe-{uuid.uuid4()}"
             probe.touch()
             probe.unlink()
-            return cls(root, _identity(path), limits)
+            return cls(root, _identity(root / "STORE_ID"), limits)
         except OSError as error:
             raise StoreError(
                 str(root), f"cannot be used as a store: {error.strerror}; set INGEST_STORE to a writable directory"
@@ -81,13 +72,19 @@ class Store:
         except (OSError, StoreError):
             return None
 
+    def make_again(self) -> None:
+        """What was removed of its folders, with the id that it had. Raises OSError."""
+        _make(self.root, self.id)
+
     def check(self) -> None:
         """Raises :class:`StoreError` where the store is not there (any more): a mount that is gone, another store."""
         try:
-            found = _identity(self.root / "STORE_ID")
+            self._check_id()
         except OSError as error:
             raise StoreError(str(self.root), f"is not there: {error.strerror}; is it mounted?") from error
-        if found != self.id:
+
+    def _check_id(self) -> None:
+        if (found := _identity(self.root / "STORE_ID")) != self.id:
             raise StoreError(str(self.root), f"is another store by now: {found}, and was {self.id}")
 
     @staticmethod
@@ -154,6 +151,7 @@ class Store:
         try:
             if room is not None:
                 room.begin(spec.size)
+            self._check_place(spec)
             self._check_room(spec)
             limit = min(max_bytes, self.limits.max_file_bytes)
             scratch = Scratch(
@@ -173,7 +171,7 @@ class Store:
         except OSError as error:
             if not is_disk(error, self.root):
                 raise
-            raise NodeUnfit(spec.uri, f"the store at {self.root} failed: {in_words(error)}") from error
+            raise self.unfit(spec.uri, error) from error
         except (DigestMismatch, TooLarge):
             # What was gathered is not a part of the file that was asked for: never take it up again.
             if scratch is not None:
@@ -183,6 +181,17 @@ class Store:
         finally:
             if scratch is not None:
                 scratch.close(discard=False)
+
+    def unfit(self, uri: str, error: OSError) -> NodeUnfit:
+        """What an error of this store's disk is to a source."""
+        return NodeUnfit(uri, f"the store at {self.root} failed: {in_words(error)}")
+
+    def _check_place(self, spec: FileSpec) -> None:
+        """Where a mount is gone, folders would be made all the same; where another store is now, they would be its."""
+        try:
+            self._check_id()
+        except StoreError as error:
+            raise NodeUnfit(spec.uri, f"the store at {error.path} {error.reason}") from error
 
     def _check_room(self, spec: FileSpec) -> None:
         free = self.free_bytes()
@@ -230,6 +239,7 @@ class Store:
         become a version of their own, named by their digest: a path never changes what it holds.
         """
         digests = self.verify(spec, scratch)
+        self._check_place(spec)
         name = name or scratch.name or (spec.name or "").rpartition("/")[2] or names.base_name(spec.uri)
         files = [] if converted else [(scratch, name)]
         files += [(piece, piece.name or name) for piece in scratch.pieces]
@@ -265,7 +275,6 @@ class Store:
 
     def _move(self, files: Sequence[tuple[Scratch, str]], folder: Path, samples: Counter | int | None) -> list[Piece]:
         """Files in the making to their final names, all of them durable before any record speaks of them."""
-        os.stat(self.root / "STORE_ID")  # where a mount is gone, the folders below would be made all the same
         folder.mkdir(parents=True, exist_ok=True)
         made, taken, folders = [], set(), {folder}
         at_once = len(files) > _SYNC_AT_ONCE
@@ -320,6 +329,19 @@ def _digest_of(made: Sequence[Piece]) -> str:
 
 def _same_bytes(some: Sequence[Piece], others: Sequence[Piece]) -> bool:
     return [piece.digest for piece in some] == [piece.digest for piece in others]
+
+
+def _make(root: Path, identity: str) -> None:
+    """The folders of a store, and its id where it has none."""
+    for part in ("data", "manifests", "scratch"):
+        (root / part).mkdir(parents=True, exist_ok=True)
+    if not (root / "STORE_ID").exists():
+        # A link of a whole file: the first of two starters wins, and nobody ever reads half an id.
+        fresh = root / "scratch" / f"id-{uuid.uuid4()}"
+        fresh.write_text(identity)
+        with suppress(FileExistsError):
+            os.link(fresh, root / "STORE_ID")
+        fresh.unlink()
 
 
 def _identity(path: Path) -> str:

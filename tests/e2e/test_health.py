@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,11 +15,13 @@ import pytest
 
 from ingest.app import app_for
 from ingest.embedded.ports import free_port
+from ingest.errors import StoreError
 from ingest.ledger import WorkerInfo, WorkLedger
 from ingest.queues import canary_queue
 from ingest.settings import load
 from tests.servers.http import Handler, Origin
 from tests.servers.node import Service, running_service, until
+from tests.servers.swap import swap
 from workers.canary import STUCK_STATUS
 
 QUICK = "[limits]\nrenew_s = 0.3\ncanary_s = 0.4\nrestart_s = {restart_s}\n[store]\nmin_free_bytes = 0\n"
@@ -107,8 +110,8 @@ def test_a_store_that_is_gone_and_comes_back(quick: Service, origin: Origin) -> 
     client = quick.client()
     held = client.submit(origin.url("/slow.bin"))
     assert half.wait(20)
-    root.rename(away)
-    root.mkdir()  # what is seen of a mount that is gone
+    away.mkdir()
+    swap(root, away)  # what is seen of a mount that is gone
     try:
         until(lambda: "mounted" in told(quick).unfit, "it says why it is unfit")
         due = client.submit([origin.put(f"/due-{n}.bin", b"d%d" % n) for n in range(6)])
@@ -126,8 +129,8 @@ def test_a_store_that_is_gone_and_comes_back(quick: Service, origin: Origin) -> 
         assert due.status().shards == {"due": 6} and not any(origin.count(f"/due-{n}.bin") for n in range(6))
         assert list(root.iterdir()) == [], "nothing is written where the store is not"
     finally:
-        root.rmdir()
-        away.rename(root)
+        swap(root, away)
+        away.rmdir()
     assert [file.path.read_bytes() for file in due.files(timeout=30)] == [b"d%d" % n for n in range(6)]
     assert [file.path.read_bytes() for file in held.files(timeout=30)] == [DATA]
     assert held.status().retries == due.status().retries == 0, "no attempt is counted"
@@ -135,6 +138,24 @@ def test_a_store_that_is_gone_and_comes_back(quick: Service, origin: Origin) -> 
     assert (told(quick).unfit, quick.scratch()) == ("", [])
     log = quick.workers[0].log.read_text()
     assert log.count('"node.unfit"') == log.count('"node.fit"') == 1 and "shard.defect" not in log
+
+
+@pytest.mark.parametrize("what", ["all of it", "a folder"])
+def test_a_store_that_somebody_removed(quick: Service, origin: Origin, what: str) -> None:
+    """Nobody restarts anything: its node says so, makes it again, and fetches again what is asked for again."""
+    client, root, url = quick.client(), quick.root / "store", origin.put("/removed.bin", DATA)
+    before = client.submit(url)
+    assert before.paths(timeout=30)[0].read_bytes() == DATA
+    identity = (root / "STORE_ID").read_text()
+    shutil.rmtree(root if what == "all of it" else root / "data")
+    until(lambda: "made again" in told(quick).unfit, "it says what was done")
+    until(lambda: not told(quick).unfit, "and works again")
+    assert (root / "STORE_ID").read_text() == identity
+    with pytest.raises(StoreError, match="is gone"):
+        before.paths()
+    (path,) = client.fetch(url, timeout=30)
+    assert path.read_bytes() == DATA and origin.count("/removed.bin") == 2
+    is_well(quick)
 
 
 @pytest.mark.long

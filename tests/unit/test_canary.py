@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -15,15 +16,16 @@ import pytest
 
 from ingest.app import app_for
 from ingest.embedded.ports import free_port
-from ingest.errors import LedgerUnavailable
-from ingest.ledger import WorkLedger
+from ingest.errors import FetchTimeout, LedgerUnavailable
+from ingest.ledger import Result, WorkLedger
+from ingest.model import JobOptions
 from ingest.queues import canary_queue
 from ingest.sections import Limits, StoreLimits
 from ingest.settings import Settings
 from ingest.store import Store
 from tests.servers.node import until
 from tests.servers.redis import redis_server
-from tests.unit.ledgers import QUEUE, claim, state, submit
+from tests.unit.ledgers import QUEUE, claim, ripen, state, submit
 from workers import holding, tasks
 from workers.agent import Agent
 from workers.canary import MISSED, Canary
@@ -182,6 +184,30 @@ def test_an_error_of_the_disk_that_nobody_foresaw_is_no_defect(settings: Setting
     other = claim(ledger)
     tasks._unforeseen(node, ledger, other, OSError("a library's own words"))
     assert state(ledger, other.unit) == "failed"
+
+
+@pytest.mark.parametrize("over", ["its time", "its attempts"])
+def test_what_nobody_foresaw_ends_with_its_jobs_deadline_or_its_attempts(
+    settings: Settings, ledger: WorkLedger, over: str
+) -> None:
+    job = submit(ledger, 1, options=JobOptions(deadline_s=60, attempts=2))
+    node = Node(settings, Store.open(settings.store), "w1")
+    work = claim(ledger)
+    if over == "its time":
+        foreign = NotADirectoryError(errno.ENOTDIR, "Not a directory", str(node.store.root / "data" / "ab" / "key"))
+        (node.store.root / "data" / "ab").write_text("not ours")
+        tasks._unforeseen(node, ledger, dataclasses.replace(work, age_s=60.1), foreign)
+    else:
+        late = FetchTimeout("https://host", "not handed back in time")
+        tasks._ended(node, ledger, work, late)
+        assert state(ledger, work.unit) == "due"
+        ripen(ledger, work.unit)
+        tasks._ended(node, ledger, claim(ledger), late)
+    assert state(ledger, work.unit) == "failed"
+    (packed,) = ledger.results(job, [work.number])
+    (failure,) = Result.unpacked(packed).failures
+    assert failure.error == ("NodeUnfit" if over == "its time" else "FetchTimeout")
+    assert over != "its time" or f"{node.store.root}/data/ab is in the way" in failure.reason
 
 
 def test_what_hangs_in_a_store_that_does_not_answer_goes_to_others_uncounted(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,14 @@ import pytest
 from ingest.errors import NodeUnfit
 from ingest.model import FileSpec
 from ingest.sections import StoreLimits
-from ingest.store import Store
+from ingest.store import Scratch, Store
+from ingest.store.audit import records
 from ingest.store.disk import DISK, is_disk, probe
+from ingest.store.ground import ground, was_removed
+from ingest.store.layout import source_dir
+from tests.faults.disks import injected
 from tests.servers.node import until
+from tests.servers.swap import swap
 from workers import fitness, holding
 from workers.fitness import Fitness
 
@@ -54,6 +61,22 @@ def test_a_mount_that_is_gone_shows_an_empty_folder_and_is_not_written_to(store:
     assert look(store) == ""
 
 
+def test_another_store_in_its_place_takes_nothing(store: Store) -> None:
+    """Also what is in the making goes back when it is to be published: the next look may be seconds away."""
+
+    def scratch() -> AbstractContextManager[Scratch]:
+        return store.scratch("k" * 40, SPEC, on_bytes=lambda n: None, max_bytes=9)
+
+    with pytest.raises(NodeUnfit, match="another store"), scratch() as file:  # noqa: PT012
+        file.write(b"bytes")
+        store.root.rename(store.root.parent / "away")
+        other = Store.open(store.limits)
+        store.publish("k" * 40, SPEC, file)
+    with pytest.raises(NodeUnfit, match="another store"), scratch():
+        pass
+    assert [*records(other)] == [] and [*(other.root / "data").iterdir(), *(other.root / "scratch").iterdir()] == []
+
+
 def test_another_store_in_its_place_is_told_from_it(store: Store) -> None:
     store.root.rename(store.root.parent / "away")
     Store.open(store.limits)
@@ -67,7 +90,91 @@ def test_a_folder_that_is_a_file_or_missing(store: Store, part: str) -> None:
     (store.root / part).rmdir()
     assert "a part of it is missing" in look(store)
     (store.root / part).write_text("")
-    assert "a part of it is missing" in look(store)
+    assert f"{store.root / part} is in the way; remove it" in look(store)
+
+
+PARTS = ["data", "manifests", "scratch", "STORE_ID"]
+
+
+@pytest.mark.parametrize("removed", [["."], PARTS, *([part] for part in PARTS)], ids=" ".join)
+def test_what_was_removed_is_made_again_and_keeps_its_id(store: Store, removed: list[str]) -> None:
+    watched = Fitness(store, "n1", hangs_s=60)
+    watched.look()
+    assert watched.reason == ""
+    for name in removed:
+        path = store.root / name
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    watched.look()
+    assert "a part of it is missing" in watched.reason and "made again" in watched.reason
+    watched.look()
+    assert watched.reason == "" and Store.open(store.limits).id == store.id
+
+
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("what", ["the store", "a folder above it"])
+def test_what_lies_on_a_filesystem_that_is_gone_is_not_made_again(tmp_path: Path, what: str, linked: bool) -> None:
+    """Its mount point shows: an empty folder, and another one than was there."""
+    root = tmp_path / "disk" / "store"
+    root.mkdir(parents=True)
+    if linked:
+        (tmp_path / "link").symlink_to(root)
+    store = Store.open(StoreLimits(root=tmp_path / "link" if linked else root, min_free_bytes=0))
+    watched = Fitness(store, "n1", hangs_s=60)
+    watched.look()
+    point = root if what == "the store" else root.parent
+    (tmp_path / "point").mkdir()
+    swap(tmp_path / "point", point)
+    for one in (watched, Fitness(store, "n1", hangs_s=60)):  # the other never saw it well
+        one.look()
+        one.look()
+        assert "mounted" in one.reason and "removed" not in one.reason
+    assert list(point.iterdir()) == []
+    swap(tmp_path / "point", point)
+    watched.look()
+    assert watched.reason == ""
+
+
+def test_another_device_is_another_folder_whatever_its_inode(store: Store) -> None:
+    before = ground(store.root)
+    assert was_removed(before, before) and was_removed(before, before[1:]) and not was_removed(before, ())
+    assert not was_removed((), before)
+    assert not was_removed(before, (before[1]._replace(device=-1), *before[2:]))
+
+
+PLAIN = """
+import sys
+from pathlib import Path
+from ingest.errors import NodeUnfit
+from ingest.model import FileSpec
+from ingest.sections import StoreLimits
+from ingest.store import Store
+from ingest.store.disk import probe
+limits = StoreLimits(root=Path(sys.argv[1]), min_free_bytes=0)
+store = Store.attach(limits)
+print(probe(store.root, store.id, limits).reason)
+spec = FileSpec(0, 0, "https://host/a")
+try:
+    with store.scratch(store.key(spec), spec, on_bytes=lambda n: None, max_bytes=9) as file:
+        store.publish(store.key(spec), spec, file)
+except NodeUnfit as error:
+    print(error.reason)
+"""
+
+
+def test_folders_that_another_user_made_are_tried_as_well(store: Store) -> None:
+    """Two users share a store whose own folders both may write. What the first publishes is in folders that are its
+    own; so the second one's probe must say what its publishing would meet."""
+    bucket = source_dir(store.root, store.key(SPEC)).parent
+
+    def said() -> str:
+        command, env = [sys.executable, "-c", PLAIN, str(store.root)], os.environ | injected(FAULTS_PLAIN="1")
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    assert said() == "\n" and bucket.is_dir(), "there is none yet: it is published"
+    shutil.rmtree(bucket)
+    bucket.mkdir(0o500)
+    lines = said().splitlines()
+    assert len(lines) == 2 and all("may not write" in line and str(bucket) in line for line in lines), lines
 
 
 LIMITED = """

@@ -8,6 +8,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -236,6 +238,22 @@ class TestLookup:
         found = put(store, b"bytes")
         _record(store, found).write_bytes(damage)
         assert store.lookup(store.key(spec())) is None and [*records(store)] == []
+        assert put(store, b"bytes").digest == sha(b"bytes")
+
+    @pytest.mark.parametrize("depth", [1, 2, 3])
+    def test_what_lies_where_a_folder_belongs_is_named(self, store: Store, depth: int) -> None:
+        """``data/KK``, ``data/KK/KEY`` and ``data/KK/KEY/VERSION`` that somebody made as files."""
+        found = put(store, b"bytes")
+        foreign = store.root.joinpath(*Path(found.path).parts[: depth + 1])
+        shutil.rmtree(foreign)
+        foreign.write_text("not ours")
+        if depth < 3:
+            with pytest.raises(NotADirectoryError):
+                store.lookup(store.key(spec()))
+        with pytest.raises(NodeUnfit, match=re.escape(f"{foreign} is in the way; remove it")):
+            put(store, b"bytes")
+        assert foreign.read_text() == "not ours" and left(store) == []
+        foreign.unlink()
         assert put(store, b"bytes").digest == sha(b"bytes")
 
     def test_a_file_of_another_size_is_not_it(self, store: Store) -> None:
