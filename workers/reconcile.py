@@ -7,6 +7,7 @@ Results that were not written are in ``report``.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from celery import Celery
 
@@ -22,6 +23,7 @@ from workers.logs import log
 ABANDONED_S = 900.0
 #: For so long a round goes on with what is to be taken back at once: a rack that lost its power held thousands.
 ROUND_S = 1.0
+#: Scratch is swept so often; and four times within ``scratch_ttl_s``, where that is short.
 SWEEP_EVERY_S = 300.0
 
 
@@ -31,6 +33,7 @@ class Reconciler:
     def __init__(self, app: Celery, ledger: WorkLedger, store: Store, every_s: float) -> None:
         self._app, self._ledger, self._store = app, ledger, store
         self._every_s = every_s
+        self._sweep_every_s = min(SWEEP_EVERY_S, store.limits.scratch_ttl_s / 4)
         self._swept = time.monotonic()
 
     def step(self) -> None:
@@ -90,7 +93,9 @@ class Reconciler:
 
     def _sweep_store(self) -> None:
         now = time.monotonic()
-        if now - self._swept >= SWEEP_EVERY_S:
-            self._swept = now
+        if now - self._swept < self._sweep_every_s:
+            return
+        self._swept = now
+        with suppress(OSError):  # a store that cannot be worked in: its node says so
             if gone := sweep_scratch(self._store):
                 log.info("scratch.swept", extra={"files": gone})

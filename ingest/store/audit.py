@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ingest.errors import StoreError
-from ingest.store.evict import records_of
+from ingest.store.evict import now_ns, records_of
 from ingest.store.layout import Piece, Stored, inside, read_record, scan
 from ingest.store.store import Store
 
@@ -117,12 +116,14 @@ def _examine(store: Store, piece: Piece) -> str | None:
 
 
 def sweep_scratch(store: Store) -> int:
-    """Remove scratch files that nobody touched for ``scratch_ttl_s``. Returns how many went."""
-    limit = time.time() - store.limits.scratch_ttl_s
+    """Remove scratch files that nobody touched for ``scratch_ttl_s``, by the filesystem's own clock: that of this
+    machine may be hours ahead of who writes them. Returns how many went. Raises OSError where the store cannot be
+    written."""
+    limit = now_ns(store) - store.limits.scratch_ttl_s * 1e9
     gone = 0
     for path in scan(store.root / "scratch"):
-        with suppress(FileNotFoundError):
-            if path.stat().st_mtime < limit:
+        with suppress(OSError):  # what cannot go keeps nothing else
+            if path.stat().st_mtime_ns < limit:
                 path.unlink()
                 gone += 1
     return gone
