@@ -24,7 +24,7 @@ KINDS = (
 
 
 def test_a_sample_of_faults(tmp_path: Path) -> None:
-    with running_rig(tmp_path, name="sampled", config=SHORT_LEASES + MANY_LIVES, jobs=5) as rig:
+    with running_rig(tmp_path, name="sampled", config=SHORT_LEASES + MANY_LIVES, jobs=5, swept_s=15) as rig:
         rig.load.start()
         until(lambda: any(asked.waited for asked in rig.load.asked), "it works")
         for kinds in rig.rng.sample(KINDS, 2):
@@ -33,12 +33,14 @@ def test_a_sample_of_faults(tmp_path: Path) -> None:
 
 def test_what_is_no_message_is_dropped_and_the_worker_lives(tmp_path: Path) -> None:
     """Three of them by chance, and that which ended workers: no JSON."""
-    with running_rig(tmp_path, name="messages", workers=1, config=SHORT_LEASES, meddle=False) as rig:
+    with running_rig(tmp_path, name="messages", workers=1, config=SHORT_LEASES, swept_s=10) as rig:
         (worker,) = rig.alive()
         bad = spoilt("ingest.fetch")
         key = f"{rig.service.settings.prefix}celery:ingest.fetch"
         for name in ["no JSON", "no id", *rig.rng.sample(sorted(bad), 3)]:
-            rig.client().ledger.redis.rpush(key, bad[name])
+            with rig.meddler.still():  # the worker is to have it
+                rig.client().ledger.redis.rpush(key, bad[name])
+                until(lambda: bad[name] not in rig.client().ledger.redis.lrange(key, 0, -1), f"{name} is taken")  # noqa: B023
             asked = rig.probe()
             until(lambda: asked.waited, f"work goes on after {name}")  # noqa: B023
             assert worker.process.poll() is None, name
@@ -49,7 +51,7 @@ def test_what_is_no_message_is_dropped_and_the_worker_lives(tmp_path: Path) -> N
 def test_a_flight_of_who_died_after_its_rename_is_over(tmp_path: Path) -> None:
     """Its shard finds the file in the store, and never takes off; so nobody else would say that the flight is over."""
     config = SHORT_LEASES + "progress_s = 30\n"
-    with running_rig(tmp_path, name="flight", workers=1, config=config) as rig:
+    with running_rig(tmp_path, name="flight", workers=1, config=config, swept_s=10) as rig:
         job = rig.client().submit(rig.load.http("f", 300_000, rate=1e6), placement="any")
         rig.load.follow(job, [exactly("f", 300_000)])
         until(lambda: rig.origin.count("/f.bin"), "it is under way")

@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ingest.sections import StoreLimits
+from ingest.store import Store
 from tests.faults.rig import all_processes
 from tests.servers.node import Worker
+from tests.servers.swap import swap
 
 INJECTED = Path(__file__).parent / "injected"
 #: More than a rig's load fetches in a few minutes.
@@ -48,13 +51,33 @@ class RenamedAway(Disk):
         return self.root.with_name(f"{self.root.name}-away")
 
     def hurt(self, worker: Worker) -> None:
-        self.root.rename(self._away)
-        self.root.mkdir()
+        self._away.mkdir()
+        swap(self.root, self._away)
 
     def heal(self, worker: Worker) -> None:
         assert list(self.root.iterdir()) == [], "nothing is written where the store is not"
-        self.root.rmdir()
-        self._away.rename(self.root)
+        swap(self.root, self._away)
+        self._away.rmdir()
+
+
+class OtherStore(Disk):
+    """Another one is mounted over it."""
+
+    says = "another store"
+
+    @property
+    def _other(self) -> Path:
+        return self.root.with_name(f"{self.root.name}-other")
+
+    def hurt(self, worker: Worker) -> None:
+        Store.open(StoreLimits(root=self._other))
+        swap(self.root, self._other)
+
+    def heal(self, worker: Worker) -> None:
+        swap(self.root, self._other)
+        left = [path for path in (self._other / "data").rglob("*") if path.is_file()]
+        assert left == [], "nothing is published into another store"
+        shutil.rmtree(self._other)
 
 
 class FileSizes(Disk):
@@ -227,6 +250,7 @@ def mounted(root: Path) -> Iterator[int]:
 #: What is hurt, by its name in the journal.
 ALWAYS: dict[str, Callable[[Path], Disk]] = {
     "vanished, renamed away": RenamedAway,
+    "another store in its place": OtherStore,
     "takes no more bytes (file size limit)": FileSizes,
     "wrong permissions, scratch": Modes,
     "wrong permissions, data": ModesOfData,

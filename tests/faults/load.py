@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import ingest
 from ingest.client.files import LocalFile
-from ingest.errors import IngestError, LedgerUnavailable, NoDataNode, UnknownJob, WaitTimeout
+from ingest.errors import LedgerUnavailable, NoDataNode, UnknownJob
 from tests.faults.origins import Paced, content, digest_of, query, right_rows
 from tests.servers.simulated import Object
 
@@ -28,15 +28,24 @@ ELSEWHERE: dict[str, Path] = {}
 @dataclass
 class Asked:
     """A job that was accepted, and what must become of it: a check for each of its sources. ``ends`` is the states it
-    may have at its end. ``waited`` is how its waiter was answered; "" while it was not."""
+    may have at its end. ``answer`` is what its waiter was given, or told, and ``answered`` when; None while it was
+    not. ``deadline`` is the waiter's."""
 
     job: ingest.Job
     right: list[Right]
     deadline: float
     ends: tuple[str, ...] = ("done",)
-    waited: str = ""
+    answer: list[LocalFile] | Exception | None = None
+    answered: float | None = None
     thread: threading.Thread | None = None
     begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def waited(self) -> str:
+        """How its waiter was answered, in words; "" while it was not."""
+        if self.answer is None:
+            return ""
+        return f"{len(self.answer)} files" if isinstance(self.answer, list) else repr(self.answer)
 
 
 class Load:
@@ -111,16 +120,17 @@ class Load:
         return asked
 
     def _wait(self, asked: Asked, patience_s: float) -> None:
-        job = asked.job if self.own else self.rig.client().job(asked.job.id)
-        while not asked.waited:
+        answer: list[LocalFile] | Exception | None = None
+        while answer is None:
             try:
-                files = job.files(timeout=min(patience_s, max(0.1, asked.deadline - time.monotonic())))
-                asked.waited = f"{len(files)} files"
-            except LedgerUnavailable as error:  # said after a minute without Redis: who has time left asks again
-                if time.monotonic() >= asked.deadline:
-                    asked.waited = f"{type(error).__name__}: {error}"
-            except (WaitTimeout, IngestError) as error:
-                asked.waited = f"{type(error).__name__}: {error}"
+                job = asked.job if self.own else self.rig.client().job(asked.job.id)
+                answer = job.files(timeout=min(patience_s, max(0.1, asked.deadline - time.monotonic())))
+            except Exception as error:  # noqa: BLE001 - whatever it is, that is what its waiter was told
+                # Said after a minute without Redis: who has time left asks again.
+                if not isinstance(error, LedgerUnavailable) or time.monotonic() >= asked.deadline:
+                    answer = error
+        asked.answered = time.monotonic()
+        asked.answer = answer
 
     def _sources(self, number: int) -> tuple[list[str | ingest.Sql], list[Right]]:
         rng = self._rng

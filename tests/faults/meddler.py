@@ -8,6 +8,8 @@ import random
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import redis
 
@@ -26,6 +28,7 @@ class Meddler:
         self._thread = threading.Thread(target=self._run, name="meddler", daemon=True)
         self._held: list[tuple[float, int, bytes, bytes]] = []
         self.counts: Counter[str] = Counter()
+        self._hand = threading.Lock()
 
     def start(self) -> None:
         self._thread.start()
@@ -35,15 +38,24 @@ class Meddler:
         if self._thread.ident:
             self._thread.join(15)
 
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """It takes nothing meanwhile, for a test that watches one message; what it has it gives back as ever."""
+        with self._hand:
+            yield
+
     def _run(self) -> None:
         broker = connect(self._url, 5.0)
         while not self._stop.is_set():
             try:
                 # A look at a time: what lies there while the workers are busy, in the order of a thief.
                 self._rng.shuffle(self._keys)
-                found = broker.brpop(self._keys, 0.1) if self._rng.random() < 0.5 else None
-                if found:
-                    self._take(*found)
+                if self._rng.random() < 0.5 and self._hand.acquire(blocking=False):
+                    try:
+                        if found := broker.brpop(self._keys, 0.1):
+                            self._take(*found)
+                    finally:
+                        self._hand.release()
                 self._give_back(broker)
             except (redis.RedisError, OSError):
                 pass  # the broker is what other faults are about

@@ -248,15 +248,21 @@ def running_rig(
     patience_s: float = 150.0,
     append_only: bool = True,
     own: bool = False,
+    swept_s: float = 30.0,
     **more: str,
 ) -> Iterator[Rig]:
-    """``config`` is further text of the ``ingest.toml``; ``before`` is called before the workers start. At the end of
-    the block the oracle speaks, unless ``judged`` is False; an exception out of the block goes first."""
+    """``config`` is further text of the ``ingest.toml``; ``before`` is called before the workers start. What nobody
+    touches for ``swept_s`` is swept from scratch: longer than anything here rests and is still to be used. At the end
+    of the block the oracle speaks, unless ``judged`` is False; an exception out of the block goes first."""
     make_database(root / "samples.sqlite")
     with ExitStack() as stack:
         origin = stack.enter_context(Origin())
         s3 = stack.enter_context(simulated_s3())
-        text = f"""{config}
+        first, _, rest = config.partition("[store]\n")
+        text = f"""{first}
+[store]
+scratch_ttl_s = {swept_s}
+{rest}
 [connections.lake]
 endpoint = "{s3.endpoint}"
 anonymous = true

@@ -22,6 +22,7 @@ from tests.faults.rig import SHORT_LEASES, Rig, send
 from tests.servers.node import until
 
 Rigs = Callable[..., Rig]
+UNKNOWN = "j0000000000000000.7"
 
 
 def message(task: str, args: Any, queue: str, **headers: Any) -> dict[str, Any]:
@@ -74,7 +75,9 @@ def spoilt(queue: str) -> dict[str, bytes]:
         "an unknown queue": json.dumps(message(FETCH_TASK, ["ingest.fetch.nobody"], queue)).encode(),
         "a forged queue": json.dumps(message(PLAN_TASK, ["../../job:x"], queue)).encode(),
         "a queue that is no text": json.dumps(message(FETCH_TASK, [{"a": [1]}], queue)).encode(),
-        "a forged shard": json.dumps(message(FETCH_TASK, [queue], queue, id="j0000000000000000.7")).encode(),
+        "an unknown shard for a queue": json.dumps(message(FETCH_TASK, [UNKNOWN], queue)).encode(),
+        "an unknown shard to be planned": json.dumps(message(PLAN_TASK, [UNKNOWN], queue)).encode(),
+        "a shard too many": json.dumps(message(FETCH_TASK, [queue, UNKNOWN], queue)).encode(),
         "a time in the future": json.dumps(message(FETCH_TASK, [queue], queue, eta="2199-01-01T00:00:00")).encode(),
         "a time that is none": json.dumps(message(FETCH_TASK, [queue], queue, eta="soon")).encode(),
         "expired": json.dumps(message(FETCH_TASK, [queue], queue, expires="1999-01-01T00:00:00")).encode(),
@@ -83,25 +86,57 @@ def spoilt(queue: str) -> dict[str, bytes]:
 
 def test_messages_that_are_poison(rigs: Rigs) -> None:
     """Each is taken by a worker that lives on, and does the next job; with the load all the time."""
-    rig = rigs(workers=1, config=SHORT_LEASES, meddle=False)
+    rig = rigs(workers=1, config=SHORT_LEASES)
     (worker,) = rig.alive()
     broker = rig.client().ledger.redis
     prefix = rig.service.settings.prefix
     rig.load.start()
     for name, raw in spoilt("ingest.fetch").items():
         begun = time.monotonic()
-        broker.rpush(f"{prefix}celery:ingest.fetch", raw)  # the end at which a worker takes
 
         def taken() -> bool:
             assert worker.process.poll() is None, f"{name}: {worker.log.read_text()[-3000:]}"  # noqa: B023
             return raw not in broker.lrange(f"{prefix}celery:ingest.fetch", 0, -1)  # noqa: B023
 
-        until(taken, f"{name} is taken", 60)
+        with rig.meddler.still():  # the worker is to have it
+            broker.rpush(f"{prefix}celery:ingest.fetch", raw)  # the end at which a worker takes
+            until(taken, f"{name} is taken", 60)
         asked = rig.probe()
         until(lambda: asked.waited, f"work goes on after {name}", 60)  # noqa: B023
         journal.happened("poison: a message", rig.run, time.monotonic() - begun, what=name)
         assert worker.process.poll() is None, f"{name}: {worker.log.read_text()[-3000:]}"
     assert rig.client().ledger.redis.hlen(f"{prefix}celery:unacked") <= 1, "noted as in hand: the future one"
+
+
+def test_shards_that_are_forged_or_unknown(rigs: Rigs) -> None:
+    """A bell names a queue, and what is due there is what the ledger says: so a forgery is of the ledger's list, or of
+    a task id. It is passed over; what is over is not done again, and keeps its end and its result."""
+    rig = rigs(workers=1, config=SHORT_LEASES)
+    ledger, url = rig.client().ledger, rig.load.http("told", 20_000)
+    job = rig.client().submit(url, placement="any", fresh_s=0)
+    rig.load.follow(job, [exactly("told", 20_000)])
+    paths = job.paths(timeout=60)
+    unit = f"{job.id}.0"
+    until(lambda: rig.result_of(unit, 30), "its result is written")
+    before = rig.record(unit)
+    rig.load.start()
+    for name in (UNKNOWN, unit, f"{job.id}.99", f"{job.id}.p0", f"{job.id}.", "no unit", "..", "\udcff"):
+        begun = time.monotonic()
+        due = ledger.key("due", "ingest.fetch")
+        ledger.redis.zadd(due, {name.encode("utf-8", "surrogateescape"): -(2**52)})  # before all others
+        asked = rig.probe()
+        until(lambda: asked.waited, f"work goes on after {name!r}", 60)  # noqa: B023
+        assert ledger.redis.zscore(due, name.encode("utf-8", "surrogateescape")) is None, "it is passed over for good"
+        journal.happened("poison: a forged shard", rig.run, time.monotonic() - begun, what=name)
+    begun = time.monotonic()
+    app_for(rig.service.settings).send_task(
+        "ingest.download", (rig.load.http("other", 10_000),), task_id=unit, queue="ingest.fetch"
+    )
+    until(lambda: rig.origin.count("/other.bin"), "a message under the id of a shard is a job of its own", 60)
+    journal.happened("poison: a forged shard", rig.run, time.monotonic() - begun, what="a task id")
+    rig.settle()
+    assert rig.record(unit) == before and rig.origin.count("/told.bin") == 1
+    assert rig.result_of(unit, 30) == {"paths": [str(paths[0])]}
 
 
 def test_a_shard_that_kills_its_process_each_time(rigs: Rigs) -> None:
@@ -126,7 +161,7 @@ def test_a_shard_that_kills_its_process_each_time(rigs: Rigs) -> None:
 
 @pytest.mark.parametrize("times", [10, 100])
 def test_the_same_message_many_times_at_once(rigs: Rigs, times: int) -> None:
-    rig = rigs(workers=2, meddle=False)
+    rig = rigs(workers=2)
     for round_ in range(3):
         names = [f"one{round_}-{n}" for n in range(4)]
         for name in names:
@@ -142,8 +177,9 @@ def test_the_same_message_many_times_at_once(rigs: Rigs, times: int) -> None:
 
 
 def test_one_plain_download_ten_times(rigs: Rigs) -> None:
-    """``ingest.download`` is a message with a meaning of its own, and has one id: so all ten are one job."""
-    rig = rigs(workers=2, meddle=False)
+    """``ingest.download`` is a message with a meaning of its own, and has one id: so all ten are one job, and that some
+    of them are lost or doubled changes nothing."""
+    rig = rigs(workers=2)
     app = app_for(rig.service.settings)
     url = rig.load.http("plain", 50_000)
     task = str(uuid.uuid4())

@@ -30,7 +30,7 @@ CLIENTS = "descriptors, clients exhausted"
 def loaded(rigs: Rigs, *, workers: int = 2, ways: list[Proxy] | None = None, **how: object) -> Rig:
     """Two nodes at default settings, with slots enough that a new job need not wait for the load's. Those who wait hold
     the handles that ``submit`` gave, and so put back what Redis loses."""
-    rig = rigs(workers=0, own=True, jobs=4, patience_s=300, **how)
+    rig = rigs(workers=0, own=True, jobs=4, patience_s=300, swept_s=90, **how)
     started = []
     for n in range(workers):
         way = {"INGEST_REDIS_URL": ways[n].url} if ways else {}

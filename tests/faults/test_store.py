@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,12 +17,17 @@ from pathlib import Path
 
 import pytest
 
+from ingest import stream
+from ingest.client.files import LocalFile
 from ingest.errors import StoreError
 from ingest.ledger import WorkerInfo
+from ingest.model import FileSpec
+from ingest.store import Store
+from ingest.store.layout import source_dir
 from tests.faults import journal
 from tests.faults.disks import ALWAYS, WITH_MOUNTS, Disk, Unsynced, mounted
 from tests.faults.load import ELSEWHERE, Asked, exactly
-from tests.faults.origins import Paced
+from tests.faults.origins import Paced, content
 from tests.faults.rig import BOUND_S, SHORT_LEASES, Rig
 from tests.faults.test_storm import descriptors, open_files
 from tests.servers.node import Worker, until
@@ -54,7 +60,9 @@ def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Disk]:
 
 def two_nodes(rigs: Rigs, disk: Disk, **more: object) -> tuple[Rig, Worker]:
     """The rig, whose nodes and clients have the store on that disk, and its worker; start n2 with :func:`another`."""
-    rig = rigs(workers=1, config=CONFIG, **{**disk.env, **more})
+    rig = rigs(workers=1, config=CONFIG, swept_s=20, **{**disk.env, **more})
+    # A client that came while another store was in its place takes that one for its own.
+    ELSEWHERE[(disk.root / "STORE_ID").read_text()] = disk.root
     return rig, rig.service.workers[0]
 
 
@@ -158,6 +166,30 @@ def test_hurt_and_healed_at_random(disk: Disk, rigs: Rigs, request: pytest.Fixtu
     assert "shard.defect" not in worker.log.read_text()
 
 
+def test_a_store_that_somebody_removes(rigs: Rigs) -> None:
+    """Again and again, with a shard in hand: it is made again with the same id, the shard is fetched once more, and so
+    is what had been published, when it is read. Nobody restarts anything."""
+    rig = rigs(workers=1, config=CONFIG, swept_s=20)
+    root, (worker,) = rig.service.root / "store", rig.alive()
+    identity = (root / "STORE_ID").read_text()
+    for number in range(max(2, ROUNDS // 4)):
+        held, _, go = gated(rig, f"held{number}", MB)
+        gone = root.with_name(f"gone-{number}")
+        root.rename(gone)  # in one step: what goes on being written there would keep its folders
+        shutil.rmtree(gone)
+        begun = time.monotonic()
+        go.set()
+        until(lambda: held.waited, "it is fetched again", BOUND_S)  # noqa: B023
+        journal.happened("store: removed", rig.run, time.monotonic() - begun)
+        assert (root / "STORE_ID").read_text() == identity
+    for asked in rig.load.asked:
+        assert [len(sample["bytes"]) for sample in stream(asked.job)] == [MB]
+    rig.settle()
+    all_uncounted(rig)
+    log = worker.log.read_text()
+    assert worker.process.poll() is None and "shard.defect" not in log and "agent.error" not in log, log[-3000:]
+
+
 @pytest.mark.parametrize("disk", ["fsync error"], indirect=True)
 def test_what_could_not_be_made_durable_is_not_believed(disk: Unsynced, rigs: Rigs) -> None:
     """After fsync failed the kernel takes the bytes for written, whatever is on the disk: nobody may go on with
@@ -202,18 +234,60 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], bool, str]] = {
 }
 
 
-@pytest.mark.parametrize("how", DAMAGE)
-def test_files_damaged_after_publication(rigs: Rigs, how: str) -> None:
-    """Under load: ``store verify`` names what is damaged and nothing else, and it is fetched again."""
-    harm, seen, says = DAMAGE[how]
-    rig = rigs(config=CONFIG)
+def published(rig: Rig) -> tuple[list[str], list[LocalFile]]:
+    """Six files, under load: their names, and how their job has them."""
     names = [f"kept{n}" for n in range(6)]
-    urls = [rig.load.http(name, 300_000) for name in names]
-    job = rig.client().submit(urls, shard_files=2)
+    job = rig.client().submit([rig.load.http(name, 300_000) for name in names], shard_files=2)
     rig.load.follow(job, [exactly(name, 300_000) for name in names])
     rig.load.start()
     files = job.files(timeout=60)
     until(lambda: sum(bool(a.waited) for a in rig.load.asked) >= 5, "it works", 60)
+    return names, files
+
+
+def fetched_again(rig: Rig, names: list[str], victims: list[LocalFile]) -> None:
+    """Another job of the same files fetches those that were damaged, and only those."""
+    urls = [rig.origin.url(f"/{name}.bin") for name in names]
+    again = rig.client().submit(urls, key="again", shard_files=2)
+    asked = rig.load.follow(again, [exactly(name, 300_000) for name in names])
+    until(lambda: asked.waited, "it is there again", BOUND_S)
+    fetched = {f.source for f in again.files() if not f.reused}
+    assert fetched == {f.source for f in victims}, "those that are whole are used as they are"
+    assert rig.service.run("store", "verify").returncode == 0
+
+
+USES = [("cut", "a reader"), ("cut", "another job"), ("removed", "a reader"), ("removed", "another job")]
+
+
+@pytest.mark.parametrize(("how", "use"), [*USES, ("a bit flipped", "a reader that verifies")])
+def test_damage_is_found_on_use(rigs: Rigs, how: str, use: str) -> None:
+    """No ``store verify``. A path is not given out for a file of another size; a reader of the same job has it fetched
+    again, and so has another job. Other bytes of the same size are found by who reads all of them."""
+    harm, seen, _ = DAMAGE[how]
+    rig = rigs(config=CONFIG, swept_s=20)
+    names, files = published(rig)
+    victims = rig.rng.sample(files, 2)
+    for file in victims:
+        harm(file.path)
+        if seen:
+            with pytest.raises(StoreError):
+                _ = file.path
+    begun = time.monotonic()
+    if use != "another job":
+        samples = stream(rig.load.asked[0].job, verify=not seen)
+        bytes_of = {sample["__key__"]: sample["bytes"] for sample in samples}
+        assert bytes_of == {name: content(name, 300_000) for name in names}
+        victims = []
+    fetched_again(rig, names, victims)
+    journal.happened(f"store: damaged after publication: {how}, on use by {use}", rig.run, time.monotonic() - begun)
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_files_damaged_after_publication(rigs: Rigs, how: str) -> None:
+    """Under load: ``store verify`` names what is damaged and nothing else, and it is fetched again."""
+    harm, seen, says = DAMAGE[how]
+    rig = rigs(config=CONFIG, swept_s=20)
+    names, files = published(rig)
     assert rig.service.run("store", "verify").returncode == 0
     victims = rig.rng.sample(files, 2)
     for file in victims:
@@ -228,13 +302,31 @@ def test_files_damaged_after_publication(rigs: Rigs, how: str) -> None:
     assert all(says in reason for reason in damaged.values()) and found.returncode == bool(says)
     if not seen and says:  # its size is right: only who reads all of it knows
         assert rig.service.run("store", "verify", "--remove").returncode == 1
-    again = rig.client().submit(urls, key="again", shard_files=2)
-    asked = rig.load.follow(again, [exactly(name, 300_000) for name in names])
-    until(lambda: asked.waited, "it is there again", BOUND_S)
+    fetched_again(rig, names, victims)
     journal.happened(f"store: damaged after publication: {how}", rig.run, time.monotonic() - begun)
-    fetched = {f.source for f in again.files() if not f.reused}
-    assert fetched == {f.source for f in victims}, "those that are whole are used as they are"
-    assert rig.service.run("store", "verify").returncode == 0
+
+
+def test_a_file_where_a_folder_belongs(rigs: Rigs) -> None:
+    """The shard that needs the folder says what is in the way, uncounted, until its job's deadline; the others are none
+    the worse for it. Once it is removed the same source is fetched."""
+    rig = rigs(workers=1, config=CONFIG, swept_s=20)
+    rig.load.start()
+    url = rig.load.http("foreign", 50_000)
+    way = source_dir(rig.service.root / "store", Store.key(FileSpec(0, 0, url))).parent
+    until(lambda: sum(bool(a.waited) for a in rig.load.asked) >= 3, "it works", 60)
+    shutil.rmtree(way, ignore_errors=True)
+    way.write_text("not ours")
+    begun = time.monotonic()
+    job = rig.client().submit(url, deadline_s=8)
+    asked = rig.load.follow(job, [], ends=("failed",))
+    until(lambda: f"{way} is in the way; remove it" in job.status().waiting_for, "it says what is in the way")
+    until(lambda: asked.waited, "it ends with its deadline", BOUND_S)
+    journal.happened("store: a file where a folder belongs", rig.run, time.monotonic() - begun)
+    (failure,) = job.failures()
+    assert failure.error == "NodeUnfit" and str(way) in failure.reason and job.status().retries == 0
+    rig.load.stop()
+    way.unlink()
+    assert rig.client().fetch(url, timeout=60)[0].stat().st_size == 50_000
 
 
 def test_a_worker_that_may_open_few_files(rigs: Rigs) -> None:
