@@ -34,6 +34,7 @@ from ingest.sources import Api, Manifest, Pack, Source, Sql
 
 if TYPE_CHECKING:
     from ingest.app import download as download
+    from ingest.dataset.mixture import mix as mix
     from ingest.dataset.stream import Stream as stream
 
 __all__ = [
@@ -66,13 +67,14 @@ __all__ = [
     "WaitTimeout",
     "distributed_job",
     "download",
+    "mix",
     "stream",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """``ingest.download`` brings Celery with it (0.2 s), which a client that only reads a job does not need; nor does
-    it need ``ingest.stream(job)``."""
+    it need ``ingest.stream(job)`` and ``ingest.mix``."""
     if name == "download":
         from ingest.app import download
 
@@ -81,4 +83,8 @@ def __getattr__(name: str) -> Any:
         from ingest.dataset.stream import Stream
 
         return Stream
+    if name == "mix":
+        from ingest.dataset.mixture import mix
+
+        return mix
     raise AttributeError(f"module 'ingest' has no attribute {name!r}")

@@ -41,7 +41,7 @@ class Feed:
 
     ``batch_size`` is for those who ask how far it has come. ``share`` says which rank of how many this process is, and
     how many of them are on its node, at the time an iterator begins. ``begun`` is when the last one did: its epoch, and
-    its state if it went on from one.
+    its state if it went on from one. ``among``: so many jobs are read side by side.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Feed:
         share: Callable[[], tuple[int, int, int]],
         *,
         keep: bool = True,
+        among: int = 1,
         batch_size: int | None = None,
     ) -> None:
         self.pid = os.getpid()
@@ -58,7 +59,7 @@ class Feed:
         self._epoch = 0
         self._state: Mapping[str, Any] | None = None
         self._went_on: set[int] = set()  # workers that have begun from it
-        self._job, self._reader, self.share, self._keep = job, reader, share, keep
+        self._job, self._reader, self.share, self._keep, self._among = job, reader, share, keep, among
         self._windows = Windows()
         self._warned = False
         self._moved = False  # they are others than the ledger was told
@@ -170,7 +171,8 @@ class Feed:
 
     def _window(self) -> list[int]:
         """The shards that are read, and of those that come next as many as half of the store has room for, among the
-        ranks of this node. How large one is, is known when it has landed; till then it is as large as the others."""
+        ranks of this node and the jobs of each. How large one is, is known when it has landed; till then it is as large
+        as the others."""
         read, ahead = (
             list(dict.fromkeys(self._layouts[self._shard_at(at)].shard for at in positions))
             for positions in (self._windows.read, self._windows.ahead)
@@ -182,8 +184,9 @@ class Feed:
         some = [_bytes_of(end) for end in islice(ends.values(), _SOME)]
         usual = sum(some) / len(some) if some else budget / 8
         at_once = sum(_bytes_of(ends[n]) if n in ends else usual for n in read)
-        room = budget / 2 / self.share()[2] - at_once
-        if at_once * self.share()[2] > budget and not self._warned:
+        sharers = self.share()[2] * self._among
+        room = budget / 2 / sharers - at_once
+        if at_once * sharers > budget and not self._warned:
             self._warned = True
             log.warning(
                 "dataset.too_much_at_once: %d shards, about %.0f bytes, are read in turn, and the store may hold %d: "

@@ -72,7 +72,8 @@ class Follower:
     """One iterator's questions. A wait of ``timeout_s`` ends in WaitTimeout; what the feed raises is raised here."""
 
     def __init__(self, ask: Ask, job: str, timeout_s: float) -> None:
-        self._ask, self._job, self._timeout_s = ask, job, timeout_s
+        self.job = job
+        self._ask, self._timeout_s = ask, timeout_s
         self.tally = Tally()
         self._reported = time.monotonic()
         self._who = (0, 1)
@@ -145,8 +146,8 @@ class Follower:
             if waited_s >= min(speak_s, self._timeout_s):
                 why = self._answer({"ask": "why", "position": position})["why"]
                 if waited_s >= self._timeout_s:
-                    raise WaitTimeout(self._job, self._timeout_s, why)
-                log.warning("dataset.waiting %.0f s for %s", waited_s, why, extra={"job": self._job, "reason": why})
+                    raise WaitTimeout(self.job, self._timeout_s, why)
+                log.warning("dataset.waiting %.0f s for %s", waited_s, why, extra={"job": self.job, "reason": why})
                 speak_s += _AGAIN_S
 
 

@@ -16,7 +16,7 @@ from ingest.dataset.formats import decoders
 from ingest.dataset.formats.base import Format, Samples
 from ingest.dataset.formats.decoders import Decoder
 from ingest.dataset.options import SKIPPED, Options
-from ingest.dataset.order import Entry, Pick
+from ingest.dataset.order import Entry
 from ingest.errors import DataError, JobFailed, StoreError
 
 log = logging.getLogger(__name__)
@@ -29,9 +29,9 @@ class Library:
     told of each file before it is waited for."""
 
     def __init__(
-        self, follower: Follower, options: Options, job: str, waiting: Callable[[int], None] = lambda position: None
+        self, follower: Follower, options: Options, waiting: Callable[[int], None] = lambda position: None
     ) -> None:
-        self._follower, self._options, self._job = follower, options, job
+        self._follower, self._options, self._job = follower, options, follower.job
         self._waiting = waiting
         self._open: OrderedDict[int, _Shelf] = OrderedDict()
         self._most_open = options.streams + _SPARE
@@ -76,23 +76,10 @@ class Library:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def read(self, picks: Sequence[Pick], count: int) -> Iterator[Any]:
-        """The samples that are picked, in the order of their slots; SKIPPED for one that is left out."""
-        if all(isinstance(pick.slots, range) for pick in picks):
-            for pick in picks:
-                yield from self._take(pick)
-            return
-        out: list[Any] = [None] * count
-        for pick in picks:
-            for slot, sample in zip(pick.slots, self._take(pick), strict=True):
-                out[slot] = sample
-        yield from out
-
-    def _take(self, pick: Pick) -> Iterator[Any]:
-        shelf = self._shelf(pick.position)
-        if self._options.on_bad == "raise":
-            return shelf.take(pick.numbers)
-        return self._forgiving(shelf, pick.numbers)
+    def take(self, position: int, numbers: Sequence[int]) -> Iterator[Any]:
+        """These samples of the file there, in the order of the numbers; SKIPPED for one that is left out."""
+        shelf = self._shelf(position)
+        return shelf.take(numbers) if self._options.on_bad == "raise" else self._forgiving(shelf, numbers)
 
     def _forgiving(self, shelf: _Shelf, numbers: Sequence[int]) -> Iterator[Any]:
         done = 0

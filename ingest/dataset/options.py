@@ -39,6 +39,8 @@ class Options:
     on_failure: str = "raise"
     keep: bool = True
     verify: bool = False
+    weights: tuple[float, ...] = (1.0,)
+    stop: str | int = "first"
 
     def __post_init__(self) -> None:
         if self.timeout_s <= 0:
@@ -58,7 +60,8 @@ class Options:
             raise UsageError("read= gives a file's samples by itself: leave out format=, columns= and decode=")
 
     def recipe(self, epoch: int) -> Recipe:
-        return Recipe(self.seed, epoch, self.shuffle, self.shuffle_files, self.shuffle_window, self.streams)
+        order = self.shuffle, self.shuffle_files, self.shuffle_window, self.streams
+        return Recipe(self.seed, epoch, *order, self.weights, self.stop)
 
 
 def _one_of(name: str, value: object, known: Sequence[str]) -> None:

@@ -41,7 +41,8 @@ class Recipe:
     """What an order is made by, beside the job: equal recipes over equal files give equal orders.
 
     ``shuffle`` is one of :data:`~ingest.dataset.shuffle.KINDS`, of files within windows of ``files`` files, of samples
-    in blocks of ``window`` samples. ``streams`` is how many are read in turn.
+    in blocks of ``window`` samples. ``streams`` is how many are read in turn. ``weights`` and ``stop`` are those of a
+    :class:`~ingest.dataset.mixture.Mixture`; ``passed`` is how often a job was read in this epoch before.
     """
 
     seed: int = 0
@@ -50,18 +51,28 @@ class Recipe:
     files: int = 1024
     window: int = 4096
     streams: int = 1
+    weights: tuple[float, ...] = (1.0,)
+    stop: str | int = "first"
+    passed: int = 0
 
     @property
     def random(self) -> str:
-        return f"{self.seed}/{self.epoch}"
+        return f"{self.seed}/{self.epoch}" + (f"/{self.passed}" if self.passed else "")
+
+    @property
+    def plain(self) -> bool:
+        """One job, once."""
+        return len(self.weights) == 1 and self.stop == "first"
 
 
 class Pick(NamedTuple):
-    """Samples of one file: their ``numbers`` in it, and their ``slots`` among those that were asked for together."""
+    """Samples of one file: their ``numbers`` in it, and their ``slots`` among those that were asked for together. Of
+    several jobs, ``job`` says which one's file it is."""
 
     position: int
     numbers: Sequence[int]
     slots: Sequence[int]
+    job: int = 0
 
 
 @dataclass
@@ -100,13 +111,15 @@ class Streams:
     """Deals files to streams as they are asked for.
 
     ``dealt`` are their positions, in the order of dealing, and ``starts`` the offset of each in its stream. It never
-    falls, as the next file always goes to the shortest stream. ``read`` are those that are not over.
+    falls, as the next file always goes to the shortest stream. ``samples`` is how many all of them have, and ``read``
+    are those that are not over.
     """
 
     def __init__(self, catalog: Catalog, recipe: Recipe) -> None:
         self.each = [Stream() for _ in range(recipe.streams)]
         self.dealt: list[int] = []
         self.starts: list[int] = []
+        self.samples = 0
         self.read: dict[int, None] = {}
         self.complete = False
         self._chain = [b""]
@@ -129,6 +142,7 @@ class Streams:
         self.each[number].files.append(position)
         self.each[number].ends.append(end)
         self.dealt.append(position)
+        self.samples += entry.samples
         self.read[position] = None
         self.starts.append(length)
         heapq.heapreplace(self._heap, (end, files + 1, number))
@@ -178,11 +192,7 @@ class Order:
     def count(self) -> int:
         """All samples of the epoch. Deals all files."""
         self.streams.shortest(sys.maxsize)
-        return sum(stream.samples for stream in self.streams.each)
-
-    def has(self, place: int) -> bool:
-        """Whether the epoch has a sample there."""
-        return bool(self.locate(range(place, place + 1)))
+        return self.streams.samples
 
     def locate(self, places: range) -> list[Pick]:
         """Where the samples at these places of the epoch are, file by file: that of the first place, and of those
@@ -190,9 +200,12 @@ class Order:
         if self.recipe.streams == 1 and type(self.streams.each[0].shuffle) is Plain:
             return self._run(places)
         found: dict[int, tuple[list[int], list[int]]] = {}
-        for slot, (position, number) in enumerate(self._known(places)):
-            numbers, slots = found.setdefault(position, ([], []))
-            numbers.append(number)
+        for slot, place in enumerate(places):
+            at = self.find(place, wait=not slot)
+            if at is None:
+                break
+            numbers, slots = found.setdefault(at[0], ([], []))
+            numbers.append(at[1])
             slots.append(slot)
         return [Pick(position, *both) for position, both in found.items()]
 
@@ -207,21 +220,18 @@ class Order:
         numbers = range(within.start - start, within.stop - start, within.step)
         return [Pick(stream.files[at], numbers, range(len(within)))]
 
-    def _known(self, places: range) -> Iterator[tuple[int, int]]:
-        streams, count = self.streams, self.recipe.streams
-        for place in places:
-            first = place == places.start
-            number, offset = divmod(place, count)[::-1]
-            if streams.shortest(offset + 1 if first else 0) <= offset:
-                if not streams.complete:
-                    return
-                number, offset = self._turn(place)
-                if offset >= streams.each[number].samples:
-                    return
-            found = streams.each[number].find(offset, wait=first)
-            if found is None:
-                return
-            yield found
+    def find(self, place: int, *, wait: bool) -> tuple[int, int] | None:
+        """``(position, number)`` of the sample at that place; None where the epoch is over, or where it might have to
+        wait for that, and is not to."""
+        streams = self.streams
+        offset, number = divmod(place, self.recipe.streams)
+        if streams.shortest(offset + 1 if wait else 0) <= offset:
+            if not streams.complete:
+                return None
+            number, offset = self._turn(place)
+            if offset >= streams.each[number].samples:
+                return None
+        return streams.each[number].find(offset, wait=wait)
 
     def _turn(self, place: int) -> tuple[int, int]:
         """``(stream, offset)`` of a place when all files are dealt: streams that are at their end are left out."""

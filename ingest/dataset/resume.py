@@ -7,16 +7,37 @@ its part in it, and all of them together give the state again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ingest.dataset.order import Order, Recipe
+from ingest.dataset.epoch import Epoch
+from ingest.dataset.order import Recipe
 from ingest.errors import ResumeError, UsageError
 
 VERSION = 1
-_MARK = "ingest_dataset"
-_RECIPE = {"seed": int, "epoch": int, "shuffle": str, "shuffle_files": int, "shuffle_window": int, "streams": int}
+_KEY = "ingest_dataset"
+
+
+def _weights(data: Any) -> tuple[float, ...]:
+    return tuple(map(float, data))
+
+
+def _stop(data: Any) -> str | int:
+    return data if isinstance(data, str) else int(data)
+
+
+#: What a recipe is in a state: the key, the field of :class:`Recipe`, and what reads it.
+_RECIPE: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "seed": ("seed", int),
+    "epoch": ("epoch", int),
+    "shuffle": ("shuffle", str),
+    "shuffle_files": ("files", int),
+    "shuffle_window": ("window", int),
+    "streams": ("streams", int),
+    "weights": ("weights", _weights),
+    "stop": ("stop", _stop),
+}
 
 
 @dataclass(frozen=True)
@@ -32,81 +53,83 @@ class Part:
 
 
 @dataclass(frozen=True)
-class State:
-    """``samples`` of the epoch are taken; ``files`` of the order had been dealt then, with that ``fingerprint``."""
+class Mark:
+    """How far a job had been read: so many files of its order had been dealt, with that ``fingerprint``."""
 
     job: str
-    recipe: Recipe
-    samples: int = 0
     files: int = 0
     fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class State:
+    """``samples`` of the epoch are taken; ``marks`` say of which files of each job."""
+
+    recipe: Recipe
+    marks: tuple[Mark, ...]
+    samples: int = 0
     part: Part | None = None
 
     def to_json(self) -> dict[str, Any]:
-        recipe = self.recipe
-        data = {
-            _MARK: VERSION,
-            "job": self.job,
-            "seed": recipe.seed,
-            "epoch": recipe.epoch,
-            "shuffle": recipe.shuffle,
-            "shuffle_files": recipe.files,
-            "shuffle_window": recipe.window,
-            "streams": recipe.streams,
-            "samples": self.samples,
-            "files": self.files,
-            "fingerprint": self.fingerprint,
-        }
+        recipe = {key: getattr(self.recipe, field) for key, (field, _) in _RECIPE.items()}
+        marks = [dict(vars(mark)) for mark in self.marks]
+        data = {_KEY: VERSION, **recipe, "weights": list(self.recipe.weights), "samples": self.samples, "jobs": marks}
         return data if self.part is None else {**data, "part": dict(vars(self.part))}
 
     @classmethod
     def from_json(cls, data: Any) -> State:
         """Raises :class:`UsageError` for what is no state of a dataset."""
-        if not isinstance(data, Mapping) or data.get(_MARK) != VERSION:
-            found = data.get(_MARK) if isinstance(data, Mapping) else type(data).__name__
+        if not isinstance(data, Mapping) or data.get(_KEY) != VERSION:
+            found = data.get(_KEY) if isinstance(data, Mapping) else type(data).__name__
             raise UsageError(f"this is no state of a StreamingDataset of version {VERSION}, but {found!r}")
         try:
-            seed, epoch, shuffle, files, window, streams = (kind(data[key]) for key, kind in _RECIPE.items())
+            recipe = Recipe(**{field: kind(data[key]) for key, (field, kind) in _RECIPE.items()})
+            marks = tuple(Mark(str(m["job"]), int(m["files"]), str(m["fingerprint"])) for m in data["jobs"])
             part = Part(**data["part"]) if "part" in data else None
-            recipe = Recipe(seed, epoch, shuffle, files, window, streams)
-            state = cls(data["job"], recipe, int(data["samples"]), int(data["files"]), str(data["fingerprint"]), part)
+            state = cls(recipe, marks, int(data["samples"]), part)
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"this state of a StreamingDataset is damaged: {error!r}") from None
-        if state.samples < 0 or state.files < 0:
+        if state.samples < 0 or any(mark.files < 0 for mark in marks):
             raise UsageError("this state of a StreamingDataset is damaged: a negative count")
+        if len(marks) != len(recipe.weights):
+            raise UsageError("this state of a StreamingDataset is damaged: it has another number of jobs than weights")
         return state
 
     def fits(self, recipe: Recipe) -> State:
         """This state, if a dataset made by that recipe can go on from it, in the state's epoch."""
         if replace(recipe, epoch=self.recipe.epoch) == self.recipe:
             return self
-        then, now = self.to_json(), State(self.job, recipe).to_json()
+        then, now = self.to_json(), State(recipe, ()).to_json()
         other = [
             f"{key}={then[key]!r}, not {now[key]!r}" for key in _RECIPE if key != "epoch" and then[key] != now[key]
         ]
         raise UsageError(f"the state was made with {', '.join(other)}: the dataset needs the same")
 
-    def check(self, order: Order, job: str) -> None:
+    def check(self, epoch: Epoch) -> None:
         """That the files before this place are those of then. Raises :class:`ResumeError`."""
-        streams = order.streams
-        while len(streams.dealt) < self.files and streams.deal():
-            pass
-        if len(streams.dealt) < self.files:
-            raise ResumeError(job, f"its order had {self.files} files before this place, and now {len(streams.dealt)}")
-        if streams.print_of(self.files) != self.fingerprint:
-            raise ResumeError(job, f"the first {self.files} files of its order are not those of job {self.job} then")
+        for mark, passes in zip(self.marks, epoch.jobs, strict=True):
+            streams, job = passes.first.streams, passes.job
+            while len(streams.dealt) < mark.files and streams.deal():
+                pass
+            if len(streams.dealt) < mark.files:
+                had = f"its order had {mark.files} files before this place"
+                raise ResumeError(job, f"{had}, and now {len(streams.dealt)}")
+            if streams.print_of(mark.files) != mark.fingerprint:
+                raise ResumeError(
+                    job, f"the first {mark.files} files of its order are not those of job {mark.job} then"
+                )
 
 
-def at(order: Order, job: str, place: int, part: Part | None = None, start: int = 0) -> State:
-    """The state at a place of the epoch; of a worker, whose part began at ``start``."""
-    files = order.files_before(place)
-    return State(job, order.recipe, start if part else place, files, order.streams.print_of(files), part)
+def at(epoch: Epoch, place: int) -> State:
+    """The state at a place of the epoch."""
+    marks = (Mark(passes.job, *told) for passes, told in zip(epoch.jobs, epoch.prints(place), strict=True))
+    return State(epoch.recipe, tuple(marks), place)
 
 
 def states_in(data: Any) -> Iterator[State]:
     """All states of a dataset in what a loader gave as its own."""
     if isinstance(data, Mapping):
-        if _MARK in data:
+        if _KEY in data:
             yield State.from_json(data)
             return
         for value in data.values():
@@ -122,7 +145,10 @@ def whole(states: list[State]) -> State:
     if first.part is None:
         return first
     parts = {state.part.worker: state.part for state in states if state.part is not None}
-    same = {(state.job, state.recipe, state.samples, state.part and state.part.world) for state in states}
+    same = {
+        (state.recipe, state.samples, state.part and state.part.world, *(mark.job for mark in state.marks))
+        for state in states
+    }
     if len(same) > 1 or set(parts) != set(range(first.part.workers)):
         raise UsageError("these are not the states of all workers of one DataLoader at one moment")
     if first.part.batch is None and first.part.workers > 1:
@@ -131,5 +157,5 @@ def whole(states: list[State]) -> State:
             "make it with StreamingDataset(…, batch_size=…), the loader's own"
         )
     given = sum(part.given for part in parts.values())
-    most = max(states, key=lambda state: state.files)
-    return replace(most, samples=first.samples + given * first.part.world, part=None)
+    marks = (max(each, key=lambda mark: mark.files) for each in zip(*(state.marks for state in states), strict=True))
+    return State(first.recipe, tuple(marks), first.samples + given * first.part.world)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ingest.dataset import resume
+from ingest.dataset.epoch import Epoch
 from ingest.dataset.follow import Follower
 from ingest.dataset.library import Library
 from ingest.dataset.options import SKIPPED, Options
-from ingest.dataset.order import Order, Pick
+from ingest.dataset.order import Pick
 from ingest.dataset.resume import Part, State
 from ingest.dataset.share import Share, turn_of
 from ingest.errors import UsageError
@@ -23,12 +25,13 @@ REPORT_S = 2.0
 
 class Reading:
     """The samples of one DataLoader worker of one rank (or of a rank without workers), from the beginning of the epoch
-    or from ``state`` on. ``epoch``, ``start`` and ``given`` say where it stands: so many samples since that place."""
+    or from ``state`` on. ``start`` and ``given`` say where it stands: so many samples since that place. There is a
+    follower for each of its jobs; the first one is asked what holds for all."""
 
     def __init__(
-        self, follower: Follower, options: Options, job: str, worker: int, workers: int, state: State | None = None
+        self, followers: Sequence[Follower], options: Options, worker: int, workers: int, state: State | None = None
     ) -> None:
-        begin = follower.begin(worker, workers)
+        begin, *_ = [follower.begin(worker, workers) for follower in followers]
         if state is None and begin.state is not None:
             state = State.from_json(begin.state)
         if options.on_bad == "skip" and begin.world > 1 and options.tail != "uneven":
@@ -37,53 +40,72 @@ class Reading:
                 "function that says what stands in for a bad sample, or tail='uneven'"
             )
         epoch = begin.epoch if state is None else state.recipe.epoch
-        self._follower, self._options, self._job = follower, options, job
+        self._followers, self._options = followers, options
         self._from = state and state.fits(options.recipe(epoch))
         self.start = state.samples if state else 0
         self.given = _given(state, begin.world, worker, workers) if state else 0
         turn = turn_of(begin.rank, begin.world, begin.local_world)
         self.share = Share(turn, begin.world, worker, workers, options.batch_size, options.tail, self.start)
         self._rank = begin.rank
-        self.library = Library(follower, options, job, self._tell)
-        self.order = Order(self.library, options.recipe(epoch))
-        self._window: tuple[list[int], list[int]] | None = None
+        self._libraries = [Library(each, options, partial(self._tell, n)) for n, each in enumerate(followers)]
+        catalogs = {each.job: library for each, library in zip(followers, self._libraries, strict=True)}
+        self.order = Epoch(catalogs, options.recipe(epoch))
+        self._place = self.start  # the first of those that are read at present
+        self._windows: dict[int, tuple[list[int], list[int]]] = {}
 
     def state(self) -> State:
         """Where it stands: of a rank without workers the place that all ranks have come to, of a worker its part."""
         share = self.share
         if share.workers == 1:
-            place = self.start + self.given * share.world
-            return resume.at(self.order, self._job, place)
+            return resume.at(self.order, self.start + self.given * share.world)
         part = Part(self._rank, share.world, share.worker, share.workers, share.batch, self.given)
-        return resume.at(self.order, self._job, self.start, part)
+        return replace(resume.at(self.order, self._place), samples=self.start, part=part)
 
     def __iter__(self) -> Iterator[Any]:
         try:
             if self._from is not None:
-                self._from.check(self.order, self._job)
+                self._from.check(self.order)
             for numbers in self.share.lumps(self.given):
                 while numbers:
-                    self._follower.report(REPORT_S)
+                    for follower in self._followers:
+                        follower.report(REPORT_S)
                     picks = self._picks(numbers)
                     found = sum(len(pick.numbers) for pick in picks)
-                    yield from self._give(self.library.read(picks, found))
+                    yield from self._read(picks, found)
                     numbers = numbers[found:]
                     if not found:
                         break
                 if numbers:
-                    yield from self._give(self._again(numbers))
+                    yield from self._again(numbers)
                     break
             self._move(None)
-            self._follower.report(over=True)
+            for follower in self._followers:
+                follower.report(over=True)
         finally:
-            self.library.close()
+            for library in self._libraries:
+                library.close()
 
-    def _give(self, samples: Iterator[Any]) -> Iterator[Any]:
-        for sample in samples:
+    def _read(self, picks: Sequence[Pick], count: int) -> Iterator[Any]:
+        """The samples that are picked, without those that are left out."""
+        for job, sample in self._taken(picks, count):
             self.given += 1
             if sample is not SKIPPED:
-                self._follower.tally.gave()
+                self._followers[job].tally.gave()
                 yield sample
+
+    def _taken(self, picks: Sequence[Pick], count: int) -> Iterator[tuple[int, Any]]:
+        """In the order of their slots, each with its job."""
+        if all(isinstance(pick.slots, range) for pick in picks):
+            for pick in picks:
+                for sample in self._libraries[pick.job].take(pick.position, pick.numbers):
+                    yield pick.job, sample
+            return
+        out: list[Any] = [None] * count
+        for pick in picks:
+            samples = self._libraries[pick.job].take(pick.position, pick.numbers)
+            for slot, sample in zip(pick.slots, samples, strict=True):
+                out[slot] = pick.job, sample
+        yield from out
 
     def _picks(self, numbers: range) -> list[Pick]:
         """Where the first of these numbers of the rank are, as far as that is known; none at the end of the epoch."""
@@ -103,32 +125,36 @@ class Reading:
         """What stands in beyond the end of the epoch, so that ranks have as many: the rank's own last sample."""
         share, samples = self.share, self.order.count()
         if samples < share.world > 1 and not self.start and (share.tail != "pad" or not samples):
+            jobs = " + ".join(follower.job for follower in self._followers)
             raise UsageError(
-                f"job {self._job} has {samples} samples for {share.world} ranks: some would have none, and the others "
-                "would wait for them; use fewer ranks, or tail='pad'"
+                f"job {jobs} has {samples} samples for {share.world} ranks: some would have none, and the others would "
+                "wait for them; use fewer ranks, or tail='pad'"
             )
         mine = numbers[: len(range(numbers.start, share.most(samples), numbers.step))]
         for place in share.places(mine) if share.tail == "pad" else ():
             place = share.again(place, samples)
-            yield from self.library.read(self.order.locate(range(place, place + 1)), 1)
+            yield from self._read(self.order.locate(range(place, place + 1)), 1)
 
     def _move(self, place: int | None) -> None:
         """What comes before that place is over; at the end (None) all is."""
+        self._place = self._place if place is None else place
         over = self.order.over(place)
-        for position in over:
-            self.library.forget(position)
-        if over or place is None:  # what is dealt anew is told of by then
-            self._tell(None, over=place is None)
+        for library, positions in zip(self._libraries, over, strict=True):
+            for position in positions:
+                library.forget(position)
+        if place is None or any(over):  # what is dealt anew is told of by then
+            self._tell(over=place is None)
 
-    def _tell(self, dealt: int | None, *, over: bool = False) -> None:
-        """Tell the feed which files are read and which are next, the one that is dealt just now among them: before it
+    def _tell(self, job: int = 0, dealt: int | None = None, *, over: bool = False) -> None:
+        """Tell the feeds which files are read and which are next, the one that is dealt just now among them: before it
         is waited for, since it is fetched before what nobody needs, and may need the space of those that are over."""
-        streams = self.order.streams
-        read = [] if over else [*streams.read, *([] if dealt is None else [dealt])]
-        window = read, [] if over else streams.ahead(AHEAD)
-        if window != self._window:
-            self._window = window
-            self._follower.move(*window, self.share.worker, self.share.workers)
+        for n, passes in enumerate(self.order.jobs):
+            now = [dealt] if n == job and dealt is not None else []
+            read = [] if over else list(dict.fromkeys([*passes.read, *now]))
+            window = read, [] if over else passes.ahead(AHEAD)
+            if window != self._windows.get(n):
+                self._windows[n] = window
+                self._followers[n].move(*window, self.share.worker, self.share.workers)
 
 
 def _given(state: State, world: int, worker: int, workers: int) -> int:

@@ -4,7 +4,7 @@ process."""
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +70,15 @@ class Totals:
         return (
             f"{first}{self._sums['waits']} waits of {self._sums['waited_s']:.1f} s, the longest {self._longest_s:.1f} s"
         )
+
+    @classmethod
+    def of(cls, each: Sequence[Totals]) -> Totals:
+        """Of all that is read side by side."""
+        all_of = cls()
+        for one in each:
+            all_of.add({**one._sums, "longest_wait_s": one._longest_s, "first_sample_s": one._first_s})
+            all_of._begun = min(all_of._begun, one._begun)
+        return all_of
 
     def to_json(self) -> dict[str, Any]:
         elapsed = time.monotonic() - self._begun

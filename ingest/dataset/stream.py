@@ -6,20 +6,23 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ingest.dataset import options, relay, resume, samples
+from ingest.dataset.epoch import Epoch
 from ingest.dataset.feed import Feed
 from ingest.dataset.follow import Follower
 from ingest.dataset.formats.decoders import Decoder
 from ingest.dataset.library import Library
+from ingest.dataset.mixture import Mixture
 from ingest.dataset.options import Options
-from ingest.dataset.order import Order
 from ingest.dataset.protocols import Job
-from ingest.dataset.resume import State
+from ingest.dataset.resume import Mark, State
 from ingest.dataset.samples import Reading
+from ingest.dataset.stats import Totals
 from ingest.dataset.wire import Line
 from ingest.errors import DataError, UsageError
 from ingest.settings import local_world, rank_and_world
@@ -37,11 +40,11 @@ def rank_here(rank: int | None, world: int | None) -> tuple[int, int, int]:
 
 
 class Stream:
-    """The samples of a job, from the moment the first shard of its order has landed.
+    """The samples of a job or of a mixture (:func:`ingest.mix`), from the moment the first shard of its order landed.
 
     The order of an epoch is a pure function of ``seed``, the epoch and the job: never of what arrived first, nor of how
     many ranks and DataLoader workers there are. Global batches are the same on 1 rank and on 8, and resume is exact
-    under any other layout. One thread and one Redis connection per rank follow the job; DataLoader workers (fork,
+    under any other layout. One thread and one Redis connection per rank follow a job; DataLoader workers (fork,
     forkserver or spawn) ask that thread over a private socket and open no connection.
 
     - ``shuffle``: ``"files"`` permutes files (within windows of ``shuffle_files`` of the job's order); ``"window"``,
@@ -80,7 +83,7 @@ class Stream:
 
     def __init__(
         self,
-        job: Job,
+        job: Job | Mixture,
         *,
         shuffle: bool | str = False,
         seed: int = 0,
@@ -104,6 +107,7 @@ class Stream:
         if (rank is None) != (world_size is None) or not 0 <= (rank or 0) < (1 if world_size is None else world_size):
             given = f"rank={rank} and world_size={world_size}"
             raise UsageError(f"{given}: give both, with 0 <= rank < world_size, or neither")
+        mixture = Mixture.of(job)
         self._options = Options(
             shuffle=options.shuffle_of(shuffle),
             shuffle_files=shuffle_files,
@@ -121,22 +125,17 @@ class Stream:
             on_failure=on_failure,
             keep=keep,
             verify=verify,
+            weights=mixture.weights,
+            stop=mixture.stop,
         )
-        self._job = job.id
+        self._jobs = tuple(job.id for job in mixture.jobs)
         self._reading: Reading | None = None  # of this process, the one that began last
         self._loaded: State | None = None  # by a DataLoader into its worker's own copy
-        self._feed: Feed | None = Feed(
-            job.id,
-            job.reader(keep=keep),
-            partial(type(self).rank_of, rank, world_size),
-            keep=keep,
-            batch_size=batch_size,
-        )
-        self._address, self._key = self._feed.address, self._feed.key
-        self._finalizer = weakref.finalize(self, self._feed.close)
-        self._marks: tuple[Order, Library] | None = (
-            None  # of who knows only from the outside how far its workers have come
-        )
+        self._feeds = _feeds(mixture, partial(type(self).rank_of, rank, world_size), keep, batch_size)
+        self._doors = [(feed.address, feed.key) for feed in self._feeds]
+        self._finalizer = weakref.finalize(self, _close, self._feeds)
+        # Of who knows only from the outside how far its workers have come.
+        self._outside: tuple[Epoch, list[Library]] | None = None
 
     @staticmethod
     def rank_of(rank: int | None, world: int | None) -> tuple[int, int, int]:
@@ -162,7 +161,9 @@ class Stream:
         if self._loaded is not None:
             return self._loaded.to_json()
         epoch, state = self._own_feed("state_dict").standing()
-        return dict(state) if state else State(self._job, self._options.recipe(epoch)).to_json()
+        if state:
+            return dict(state)
+        return State(self._options.recipe(epoch), tuple(map(Mark, self._jobs))).to_json()
 
     def _seen(self, samples_seen: int) -> State:
         feed = self._own_feed("state_dict(samples_seen)")
@@ -172,17 +173,18 @@ class Stream:
             raise UsageError("with on_bad='skip' samples_seen does not say which were taken: use StatefulDataLoader")
         epoch, begun = feed.begun
         start = State.from_json(begun).samples if begun else 0
-        if self._marks is None or self._marks[0].recipe.epoch != epoch:
-            library = Library(self._follower(feed.answer), self._options, self._job)
-            self._marks = Order(library, self._options.recipe(epoch)), library
-        order, library = self._marks
+        if self._outside is None or self._outside[0].recipe.epoch != epoch:
+            libraries = [Library(follower, self._options) for follower in self._own_followers()]
+            order = Epoch(dict(zip(self._jobs, libraries, strict=True)), self._options.recipe(epoch))
+            self._outside = order, libraries
+        order, libraries = self._outside
         try:
             place = start + samples_seen * feed.share()[1]
-            if place:
-                order.locate(range(place - 1, place))  # comes to it: all of its files have landed
-            return resume.at(order, self._job, place)
+            order.come_to(place)  # all of its files have landed
+            return resume.at(order, place)
         finally:
-            library.close()
+            for library in libraries:
+                library.close()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there: the next iteration begins at that place of that epoch, exactly, also under another number
@@ -193,12 +195,12 @@ class Stream:
         :class:`ResumeError` when the files are not those of then.
         """
         loaded = State.from_json(state).fits(self._options.recipe(0))
-        if self._feed is None or self._feed.pid != os.getpid():
+        if not self._is_own:
             self._loaded = loaded
             return
         if loaded.part is not None:
             raise UsageError("that is one worker's part: load StreamingDataset.state_of(the loader's state_dict())")
-        self._feed.set_epoch(loaded.recipe.epoch, loaded.to_json())
+        self._feeds[0].set_epoch(loaded.recipe.epoch, loaded.to_json())
         self._reading = None
 
     @staticmethod
@@ -212,7 +214,8 @@ class Stream:
         ``hits`` (files that were in the store before the job) and ``hit_rate``, ``waits`` for files that had not
         landed, ``waited_s`` over all workers and ``longest_wait_s``, ``first_sample_s``, ``samples_per_s``. DataLoader
         workers report with each file that they open, and at the end of the epoch."""
-        return self._own_feed("stats").totals.to_json()
+        self._own_feed("stats")
+        return Totals.of([feed.totals for feed in self._feeds]).to_json()
 
     def write_scalars(self, writer: Any, step: int) -> None:
         """:meth:`stats` as TensorBoard scalars ``ingest/NAME``: ``writer`` is a
@@ -224,13 +227,18 @@ class Stream:
     def close(self) -> None:
         """Let go of thread, connection, socket and files; the dataset's end does the same. Who iterates then gets an
         error."""
-        if self._feed is not None:
-            self._feed.close(_CLOSE_S)
+        _close(self._feeds, _CLOSE_S)
+
+    @property
+    def _is_own(self) -> bool:
+        """Whether this is the process that made it."""
+        return bool(self._feeds) and self._feeds[0].pid == os.getpid()
 
     def _own_feed(self, what: str) -> Feed:
-        if self._feed is None or self._feed.pid != os.getpid():
+        """The one that knows what holds for all jobs."""
+        if not self._is_own:
             raise UsageError(f"call {what} in the process that made the dataset")
-        return self._feed
+        return self._feeds[0]
 
     def __iter__(self) -> Iterator[Any]:
         return self._stream(0, 1)
@@ -243,27 +251,53 @@ class Stream:
     def _stream(self, worker: int, workers: int) -> Iterator[Any]:
         """Begun at once, not with the first sample: what is asked for its state before that must know the epoch."""
         loaded, self._loaded = self._loaded, None
-        if self._feed is not None and self._feed.pid == os.getpid():
-            self._reading = Reading(self._follower(self._feed.answer), self._options, self._job, worker, workers)
+        if self._is_own:
+            self._reading = Reading(self._own_followers(), self._options, worker, workers)
             return self._own(self._reading)
-        line = Line(self._address, self._key, self._options.timeout_s + _ANSWER_S)
-        self._reading = Reading(self._follower(line.ask), self._options, self._job, worker, workers, loaded)
-        return _closing(iter(self._reading), line)
+        with ExitStack() as lines:
+            followers = []
+            for job, door in zip(self._jobs, self._doors, strict=True):
+                line = Line(*door, self._options.timeout_s + _ANSWER_S)
+                lines.callback(line.close)
+                followers.append(Follower(line.ask, job, self._options.timeout_s))
+            self._reading = Reading(followers, self._options, worker, workers, loaded)
+            return _closing(iter(self._reading), lines.pop_all())
 
     def _own(self, reading: Reading) -> Iterator[Any]:
         """Holds the dataset for as long as somebody iterates: its end would close the feed."""
         yield from reading
 
-    def _follower(self, ask: Any) -> Follower:
-        return Follower(ask, self._job, self._options.timeout_s)
+    def _own_followers(self) -> list[Follower]:
+        asks = (feed.answer for feed in self._feeds)
+        return [Follower(ask, job, self._options.timeout_s) for ask, job in zip(asks, self._jobs, strict=True)]
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a DataLoader worker gets: where to ask, not the feed itself."""
-        return {**self.__dict__, "_feed": None, "_finalizer": None, "_reading": None, "_marks": None}
+        """What a DataLoader worker gets: where to ask, not the feeds themselves."""
+        return {**self.__dict__, "_feeds": [], "_finalizer": None, "_reading": None, "_outside": None}
 
 
-def _closing(stream: Iterator[Any], line: Line) -> Iterator[Any]:
-    try:
+def _feeds(
+    mixture: Mixture, share: Callable[[], tuple[int, int, int]], keep: bool, batch_size: int | None
+) -> list[Feed]:
+    """One for each job; none where one cannot be made."""
+    with ExitStack() as undo:
+        feeds = []
+        for job in mixture.jobs:
+            feeds.append(
+                Feed(job.id, job.reader(keep=keep), share, keep=keep, among=len(mixture.jobs), batch_size=batch_size)
+            )
+            undo.callback(feeds[-1].close)
+        undo.pop_all()
+        return feeds
+
+
+def _close(feeds: Sequence[Feed], wait_s: float = 0.0) -> None:
+    for feed in feeds:
+        feed.close()
+    for feed in feeds if wait_s else ():
+        feed.close(wait_s)
+
+
+def _closing(stream: Iterator[Any], lines: ExitStack) -> Iterator[Any]:
+    with lines:
         yield from stream
-    finally:
-        line.close()

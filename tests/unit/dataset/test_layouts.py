@@ -178,7 +178,7 @@ def test_saying_where_it_stands_waits_for_no_file(tmp_path: Path, shuffle: str) 
     dataset = StreamingDataset(job, shuffle=shuffle, shuffle_window=2, timeout=60)
     assert list(itertools.islice(iter(dataset), 3)) == [first] * 3
     begun = time.monotonic()
-    assert (dataset.state_dict()["samples"], dataset.state_dict()["files"]) == (3, 1)
+    assert (dataset.state_dict()["samples"], dataset.state_dict()["jobs"][0]["files"]) == (3, 1)
     assert dataset.state_dict(samples_seen=3) == dataset.state_dict()
     assert time.monotonic() - begun < 10
     dataset.close()

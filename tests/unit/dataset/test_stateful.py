@@ -65,6 +65,22 @@ def test_it_resumes_by_itself_and_elastically(job: FakeJob, workers: int, every:
     end(one, stopped, same, other)
 
 
+def test_what_was_resumed_elastically_is_stopped_again(job: FakeJob) -> None:
+    alone = loader(job, 0)
+    whole, state, got = list(alone), None, []
+    for workers in (2, 1, 2):
+        one = loader(job, workers)
+        if state is not None:
+            one.dataset.load_state_dict(state)
+        got += itertools.islice(iter(one), 5)
+        state = StreamingDataset.state_of(one.state_dict())
+        end(one)
+        assert state["samples"] == len(got) * BATCH and state["jobs"][0]["files"] > 0
+    alone.dataset.load_state_dict(state)
+    assert got + list(alone) == whole
+    end(alone)
+
+
 def test_from_two_ranks_to_one(job: FakeJob) -> None:
     ranks = [loader(job, 2, rank=rank, world_size=2) for rank in range(2)]
     taken = [list(itertools.islice(iter(one), 3)) for one in ranks]
