@@ -34,7 +34,7 @@ class Library:
         self._follower, self._options, self._job = follower, options, follower.job
         self._waiting = waiting
         self._open: OrderedDict[int, _Shelf] = OrderedDict()
-        self._most_open = options.streams + _SPARE
+        self._most_open = options.open_files or options.streams + _SPARE
         self._table = decoders.table(options.decode)
         self._landed: list[Path] = []
 

@@ -15,6 +15,7 @@ from ingest.dataset.shuffle import KINDS
 from ingest.errors import DataError, UsageError
 
 ON_FAILURE = ("raise", "skip")
+_LEAST = {"shuffle_files": 1, "shuffle_window": 2, "streams": 1, "batch_size": 1, "open_files": 1}
 #: In the place of a sample that is left out.
 SKIPPED: Final = object()
 
@@ -39,6 +40,7 @@ class Options:
     on_failure: str = "raise"
     keep: bool = True
     verify: bool = False
+    open_files: int | None = None
     weights: tuple[float, ...] = (1.0,)
     stop: str | int = "first"
 
@@ -50,7 +52,7 @@ class Options:
         _one_of("tail", self.tail, TAILS)
         if not callable(self.on_bad):
             _one_of("on_bad", self.on_bad, ON_FAILURE)
-        for name, least in {"shuffle_files": 1, "shuffle_window": 2, "streams": 1, "batch_size": 1}.items():
+        for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise UsageError(f"{name}={value!r} must be a whole number, {least} or more")

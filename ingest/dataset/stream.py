@@ -3,8 +3,6 @@ makes it a torch dataset."""
 
 from __future__ import annotations
 
-import os
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -13,8 +11,7 @@ from typing import Any
 
 from ingest.dataset import options, relay, resume, samples
 from ingest.dataset.epoch import Epoch
-from ingest.dataset.feed import Feed
-from ingest.dataset.follow import Follower
+from ingest.dataset.feeds import Feeds
 from ingest.dataset.formats.decoders import Decoder
 from ingest.dataset.library import Library
 from ingest.dataset.mixture import Mixture
@@ -22,13 +19,8 @@ from ingest.dataset.options import Options
 from ingest.dataset.protocols import Job
 from ingest.dataset.resume import Mark, State
 from ingest.dataset.samples import Reading
-from ingest.dataset.stats import Totals
-from ingest.dataset.wire import Line
 from ingest.errors import DataError, UsageError
 from ingest.settings import local_world, rank_and_world
-
-_CLOSE_S = 5.0  # for the reader to let go of its connection; one poll takes a tenth of it
-_ANSWER_S = 30.0  # beyond its own deadline, for a rank process that is busy
 
 
 def rank_here(rank: int | None, world: int | None) -> tuple[int, int, int]:
@@ -128,12 +120,10 @@ class Stream:
             weights=mixture.weights,
             stop=mixture.stop,
         )
-        self._jobs = tuple(job.id for job in mixture.jobs)
         self._reading: Reading | None = None  # of this process, the one that began last
         self._loaded: State | None = None  # by a DataLoader into its worker's own copy
-        self._feeds = _feeds(mixture, partial(type(self).rank_of, rank, world_size), keep, batch_size)
-        self._doors = [(feed.address, feed.key) for feed in self._feeds]
-        self._finalizer = weakref.finalize(self, _close, self._feeds)
+        share = partial(type(self).rank_of, rank, world_size)
+        self._feeds = Feeds(mixture.jobs, share, self._options)
         # Of who knows only from the outside how far its workers have come.
         self._outside: tuple[Epoch, list[Library]] | None = None
 
@@ -144,7 +134,7 @@ class Stream:
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the iterations that begin from now on, in persistent DataLoader workers too."""
-        self._own_feed("set_epoch").set_epoch(int(epoch))
+        self._feeds.set_epoch(int(epoch))
 
     def state_dict(self, samples_seen: int | None = None) -> dict[str, Any]:
         """Where this epoch stands: a small dict, for a checkpoint of any one rank.
@@ -160,13 +150,13 @@ class Stream:
             return self._reading.state().to_json()
         if self._loaded is not None:
             return self._loaded.to_json()
-        epoch, state = self._own_feed("state_dict").standing()
+        epoch, state = self._feeds.lead("state_dict").standing()
         if state:
             return dict(state)
-        return State(self._options.recipe(epoch), tuple(map(Mark, self._jobs))).to_json()
+        return State(self._options.recipe(epoch), tuple(map(Mark, self._feeds.jobs))).to_json()
 
     def _seen(self, samples_seen: int) -> State:
-        feed = self._own_feed("state_dict(samples_seen)")
+        feed = self._feeds.lead("state_dict(samples_seen)")
         if samples_seen < 0:
             raise UsageError(f"samples_seen={samples_seen}: how many samples this rank has taken, 0 or more")
         if self._options.on_bad == "skip":
@@ -174,8 +164,8 @@ class Stream:
         epoch, begun = feed.begun
         start = State.from_json(begun).samples if begun else 0
         if self._outside is None or self._outside[0].recipe.epoch != epoch:
-            libraries = [Library(follower, self._options) for follower in self._own_followers()]
-            order = Epoch(dict(zip(self._jobs, libraries, strict=True)), self._options.recipe(epoch))
+            libraries = [Library(follower, self._options) for follower in self._feeds.followers(ExitStack())]
+            order = Epoch(dict(zip(self._feeds.jobs, libraries, strict=True)), self._options.recipe(epoch))
             self._outside = order, libraries
         order, libraries = self._outside
         try:
@@ -195,12 +185,12 @@ class Stream:
         :class:`ResumeError` when the files are not those of then.
         """
         loaded = State.from_json(state).fits(self._options.recipe(0))
-        if not self._is_own:
+        if not self._feeds.is_here:
             self._loaded = loaded
             return
         if loaded.part is not None:
             raise UsageError("that is one worker's part: load StreamingDataset.state_of(the loader's state_dict())")
-        self._feeds[0].set_epoch(loaded.recipe.epoch, loaded.to_json())
+        self._feeds.set_epoch(loaded.recipe.epoch, loaded.to_json())
         self._reading = None
 
     @staticmethod
@@ -214,8 +204,7 @@ class Stream:
         ``hits`` (files that were in the store before the job) and ``hit_rate``, ``waits`` for files that had not
         landed, ``waited_s`` over all workers and ``longest_wait_s``, ``first_sample_s``, ``samples_per_s``. DataLoader
         workers report with each file that they open, and at the end of the epoch."""
-        self._own_feed("stats")
-        return Totals.of([feed.totals for feed in self._feeds]).to_json()
+        return self._feeds.stats()
 
     def write_scalars(self, writer: Any, step: int) -> None:
         """:meth:`stats` as TensorBoard scalars ``ingest/NAME``: ``writer`` is a
@@ -227,18 +216,7 @@ class Stream:
     def close(self) -> None:
         """Let go of thread, connection, socket and files; the dataset's end does the same. Who iterates then gets an
         error."""
-        _close(self._feeds, _CLOSE_S)
-
-    @property
-    def _is_own(self) -> bool:
-        """Whether this is the process that made it."""
-        return bool(self._feeds) and self._feeds[0].pid == os.getpid()
-
-    def _own_feed(self, what: str) -> Feed:
-        """The one that knows what holds for all jobs."""
-        if not self._is_own:
-            raise UsageError(f"call {what} in the process that made the dataset")
-        return self._feeds[0]
+        self._feeds.close()
 
     def __iter__(self) -> Iterator[Any]:
         return self._stream(0, 1)
@@ -251,53 +229,14 @@ class Stream:
     def _stream(self, worker: int, workers: int) -> Iterator[Any]:
         """Begun at once, not with the first sample: what is asked for its state before that must know the epoch."""
         loaded, self._loaded = self._loaded, None
-        if self._is_own:
-            self._reading = Reading(self._own_followers(), self._options, worker, workers)
-            return self._own(self._reading)
         with ExitStack() as lines:
-            followers = []
-            for job, door in zip(self._jobs, self._doors, strict=True):
-                line = Line(*door, self._options.timeout_s + _ANSWER_S)
-                lines.callback(line.close)
-                followers.append(Follower(line.ask, job, self._options.timeout_s))
-            self._reading = Reading(followers, self._options, worker, workers, loaded)
-            return _closing(iter(self._reading), lines.pop_all())
+            self._reading = Reading(self._feeds.followers(lines), self._options, worker, workers, loaded)
+            return self._held(self._reading, lines.pop_all())
 
-    def _own(self, reading: Reading) -> Iterator[Any]:
-        """Holds the dataset for as long as somebody iterates: its end would close the feed."""
-        yield from reading
-
-    def _own_followers(self) -> list[Follower]:
-        asks = (feed.answer for feed in self._feeds)
-        return [Follower(ask, job, self._options.timeout_s) for ask, job in zip(asks, self._jobs, strict=True)]
+    def _held(self, reading: Reading, lines: ExitStack) -> Iterator[Any]:
+        """Holds the dataset for as long as somebody iterates: its end would close the feeds."""
+        with lines:
+            yield from reading
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a DataLoader worker gets: where to ask, not the feeds themselves."""
-        return {**self.__dict__, "_feeds": [], "_finalizer": None, "_reading": None, "_outside": None}
-
-
-def _feeds(
-    mixture: Mixture, share: Callable[[], tuple[int, int, int]], keep: bool, batch_size: int | None
-) -> list[Feed]:
-    """One for each job; none where one cannot be made."""
-    with ExitStack() as undo:
-        feeds = []
-        for job in mixture.jobs:
-            feeds.append(
-                Feed(job.id, job.reader(keep=keep), share, keep=keep, among=len(mixture.jobs), batch_size=batch_size)
-            )
-            undo.callback(feeds[-1].close)
-        undo.pop_all()
-        return feeds
-
-
-def _close(feeds: Sequence[Feed], wait_s: float = 0.0) -> None:
-    for feed in feeds:
-        feed.close()
-    for feed in feeds if wait_s else ():
-        feed.close(wait_s)
-
-
-def _closing(stream: Iterator[Any], lines: ExitStack) -> Iterator[Any]:
-    with lines:
-        yield from stream
+        return {**self.__dict__, "_reading": None, "_outside": None}

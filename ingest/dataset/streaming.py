@@ -1,4 +1,5 @@
-"""``StreamingDataset``: a stream as an IterableDataset. The only module that imports torch."""
+"""``StreamingDataset`` is a stream as an IterableDataset, ``MapDataset`` a view as a Dataset. The only module that
+imports torch."""
 
 from __future__ import annotations
 
@@ -6,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch.distributed
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ingest.dataset.stream import Stream, rank_here
+from ingest.dataset.view import View
 from ingest.settings import local_world
 
 
@@ -29,3 +31,16 @@ class StreamingDataset(Stream, IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
         return super().__iter__() if info is None else self._in_worker(info.id, info.num_workers)
+
+
+class MapDataset(View, Dataset[Any]):
+    __doc__ = View.__doc__
+
+    @staticmethod
+    def rank_of() -> tuple[int, int, int]:
+        return _rank_here(None, None)
+
+    @staticmethod
+    def worker_here() -> tuple[int, int]:
+        info = get_worker_info()
+        return (0, 1) if info is None else (info.id, info.num_workers)

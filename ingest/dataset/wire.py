@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Self
 
 from ingest.errors import IngestError
 
@@ -186,3 +186,9 @@ class Line:
 
     def close(self) -> None:
         self._line.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -178,7 +178,7 @@ def test_an_absent_ledger_reaches_who_waits_and_landed_files_are_read_before(tmp
             next(samples)
     job.tell(error=None)  # and back again: a new iterator goes on
     job.end(1, [write_lines(tmp_path, "1.jsonl", [3])])
-    until(lambda: dataset._feeds[0]._error is None, "the feed to try again")
+    until(lambda: dataset._feeds.lead("x")._error is None, "the feed to try again")
     assert list(loader(dataset, workers)) == [1, 2, 3]
 
 
