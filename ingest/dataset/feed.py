@@ -85,6 +85,7 @@ class Feed:
             "extent": self._extent,
             "file": self._file,
             "paths": self._paths,
+            "landed": self._landed,
             "move": self._move,
             "doubt": self._doubt,
             "why": self._why,
@@ -280,6 +281,15 @@ class Feed:
             return entry
         files = [{field: getattr(file, field) for field in _TOLD} for file in entry]
         return {"files": files, "paths": [str(file.verified() if request["verify"] else file.path) for file in entry]}
+
+    def _landed(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """``{"landed"}``: those of the positions ``among`` of which something can be said."""
+
+        def there() -> list[int]:
+            given_up = self._job_state == "cancelled"
+            return [n for n in request["among"] if given_up or self._is_over(self._layouts[self._shard_at(n)].shard)]
+
+        return {"landed": there()} if self._wait(lambda: bool(there()), request["wait_s"]) else {"pending": True}
 
     def _entry(self, position: int, wait_s: float) -> Sequence[LocalFile] | Mapping[str, Any]:
         """The files at that place; or the answer why there are none, or not yet."""

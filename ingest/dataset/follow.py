@@ -110,6 +110,10 @@ class Follower:
             return _missing(answer)
         return [(Landed(**file), Path(path)) for file, path in zip(answer["files"], answer["paths"], strict=True)]
 
+    def landed(self, among: Sequence[int]) -> list[int]:
+        """Those of these positions whose shards have ended; waits for the first."""
+        return list(self._wait({"ask": "landed", "among": among}, among[0])["landed"])
+
     def move(self, read: Sequence[int], ahead: Sequence[int], worker: int, workers: int) -> None:
         """These files are read by this worker now, and these are next, nearest first."""
         self._answer({"ask": "move", "read": read, "ahead": ahead, "worker": worker, "workers": workers})

@@ -34,11 +34,7 @@ class Reading:
         begin, *_ = [follower.begin(worker, workers) for follower in followers]
         if state is None and begin.state is not None:
             state = State.from_json(begin.state)
-        if options.on_bad == "skip" and begin.world > 1 and options.tail != "uneven":
-            raise UsageError(
-                "on_bad='skip' leaves some ranks with fewer samples, and the others would wait for them: give a "
-                "function that says what stands in for a bad sample, or tail='uneven'"
-            )
+        options.check_for(begin.world)
         epoch = begin.epoch if state is None else state.recipe.epoch
         self._followers, self._options = followers, options
         self._from = state and state.fits(options.recipe(epoch))

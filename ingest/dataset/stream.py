@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.dataset import options, relay, resume, samples
+from ingest.dataset.arrival import Arriving
 from ingest.dataset.epoch import Epoch
 from ingest.dataset.feeds import Feeds
 from ingest.dataset.formats.decoders import Decoder
@@ -42,6 +43,8 @@ class Stream:
     - ``shuffle``: ``"files"`` permutes files (within windows of ``shuffle_files`` of the job's order); ``"window"``,
       which is ``True``, also mixes samples with their neighbours (within about ``shuffle_window``); ``"blocks"`` mixes
       all samples of as many whole files as have ``shuffle_window`` samples.
+    - ``order="arrival"`` reads files as they land, whatever the order. There is no state then; see
+      ``docs/dataset.md`` for what holds all the same.
     - ``batch_size`` is your DataLoader's own. With several workers it is needed for the exact order of batches: a
       DataLoader does not tell it to its workers. Without it, samples rather than batches go from worker to worker.
     - ``streams``: so many files are read in turn, a sample each. With as many as nodes, or a multiple, each node needs
@@ -79,6 +82,7 @@ class Stream:
         *,
         shuffle: bool | str = False,
         seed: int = 0,
+        order: str = "fixed",
         batch_size: int | None = None,
         shuffle_files: int = 1024,
         shuffle_window: int = 4096,
@@ -106,6 +110,7 @@ class Stream:
             shuffle_window=shuffle_window,
             streams=streams,
             seed=seed,
+            order=order,
             batch_size=batch_size,
             tail=tail,
             format=format,
@@ -144,6 +149,7 @@ class Stream:
         since its iteration began. Every rank must have taken as many. Raises :class:`UsageError` where it cannot be
         exact.
         """
+        self._options.check_exact()
         if samples_seen is not None:
             return self._seen(samples_seen).to_json()
         if self._reading is not None:
@@ -184,6 +190,7 @@ class Stream:
         Raises :class:`UsageError` when the dataset is made in another way than then; iterating raises
         :class:`ResumeError` when the files are not those of then.
         """
+        self._options.check_exact()
         loaded = State.from_json(state).fits(self._options.recipe(0))
         if not self._feeds.is_here:
             self._loaded = loaded
@@ -230,10 +237,13 @@ class Stream:
         """Begun at once, not with the first sample: what is asked for its state before that must know the epoch."""
         loaded, self._loaded = self._loaded, None
         with ExitStack() as lines:
-            self._reading = Reading(self._feeds.followers(lines), self._options, worker, workers, loaded)
+            followers = self._feeds.followers(lines)
+            if self._options.order == "arrival":
+                return self._held(Arriving(followers[0], self._options, worker, workers), lines.pop_all())
+            self._reading = Reading(followers, self._options, worker, workers, loaded)
             return self._held(self._reading, lines.pop_all())
 
-    def _held(self, reading: Reading, lines: ExitStack) -> Iterator[Any]:
+    def _held(self, reading: Iterable[Any], lines: ExitStack) -> Iterator[Any]:
         """Holds the dataset for as long as somebody iterates: its end would close the feeds."""
         with lines:
             yield from reading
