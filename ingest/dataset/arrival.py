@@ -47,7 +47,7 @@ class Arriving:
             if some is not None and self._pads:
                 yield from self._give(some[0], [some[1]] * (max(each) - each[self._me]))
             self._follower.move([], [], *self._worker)
-            self._follower.report()
+            self._follower.report(over=True)
         finally:
             self._library.close()
 

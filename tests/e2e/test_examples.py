@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from tests.servers.budget import never_more
 from tests.servers.http import Origin
 from tests.servers.node import Service, running_service
 from tests.servers.postgres import PostgresServer, postgres_server
@@ -110,3 +111,41 @@ def test_a_language_model_from_a_database(articles: PostgresServer, tmp_path: Pa
     perplexity, size = said.removeprefix("perplexity ").split(" over ")
     tokens = sum(24 * (2 + i % 5) + 1 for i in range(1, 401))
     assert float(perplexity) < 4 and size == f"{tokens // (16 * 65) * 16 * 64} bytes"
+
+
+def texts(kind: str, number: int, count: int) -> bytes:
+    words = {"web": "the cat sat on the mat", "code": "for x in range(9): print(x)"}[kind].split()
+    draw = random.Random(f"{kind}/{number}")
+    rows = ({"kind": kind, "text": " ".join(draw.choice(words) for _ in range(20))} for _ in range(count))
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def test_a_mixture_has_its_weights(service: Service, origin: Origin) -> None:
+    web = [origin.put(f"/web-{n}.jsonl", texts("web", n, 300)) for n in range(4)]
+    code = [origin.put(f"/code-{n}.jsonl", texts("code", n, 50)) for n in range(2)]  # read three times
+    of = ["--of", "7", *web, "--of", "3", *code]
+    counts, bits = run(service, str(EXAMPLES / "mixing.py"), *of, "--samples", "1280").split(" at ")
+    assert counts == "384 code, 896 web" and float(bits.removesuffix(" bits")) < 4
+
+
+@pytest.mark.long  # a service of its own
+def test_a_job_that_is_larger_than_its_store(origin: Origin, tmp_path: Path) -> None:
+    budget = 250_000
+    bodies = [linear(n, 600) for n in range(12)]
+    assert sum(map(len, bodies)) > 4 * budget
+    urls = [origin.put(f"/larger-{n}.jsonl", body) for n, body in enumerate(bodies)]
+    config = f"[store]\nmax_bytes = {budget}\nmin_free_bytes = 0\nhold_s = 0\nquiet_s = 0.3\n"
+    with running_service(tmp_path, config=config) as small, never_more(tmp_path / "store", budget):
+        said = run(small, str(EXAMPLES / "larger_than_the_store.py"), *urls)
+    figures, error = said.split(", error ")
+    ys = [json.loads(line)["y"] for body in bodies for line in body.splitlines()]
+    assert figures == f"{2 * len(ys)} samples, {2 * sum(map(len, bodies))} bytes, sum {2 * sum(ys)}"
+    assert float(error) < 1
+    assert sum(origin.count(f"/larger-{n}.jsonl") for n in range(12)) > 12, "nothing had to go"
+
+
+def linear(number: int, count: int) -> bytes:
+    """``y`` is the sum of ``x``, rounded."""
+    draw = random.Random(number)
+    rows = ([draw.uniform(-4, 4) for _ in range(8)] for _ in range(count))
+    return "".join(json.dumps({"x": x, "y": round(sum(x))}) + "\n" for x in rows).encode()

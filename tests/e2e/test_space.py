@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from ingest import Client, Job
+from tests.servers.budget import never_more
 from tests.servers.http import Origin
 from tests.servers.node import Service, running_service, until
 
@@ -26,47 +25,8 @@ CONFIG = f"[store]\nmax_bytes = {MOST}\nmin_free_bytes = 0\nhold_s = 0\nquiet_s 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     root = tmp_path_factory.mktemp("space")
-    with running_service(root, config=CONFIG, workers=2) as started, never_more(root / "store"):
+    with running_service(root, config=CONFIG, workers=2) as started, never_more(root / "store", MOST):
         yield started
-
-
-@contextmanager
-def never_more(root: Path, most: int = MOST) -> Iterator[None]:
-    """Whatever the tests do, the store never holds more than its budget."""
-    over: list[int] = []
-    end = threading.Event()
-
-    def seen() -> dict[tuple[str, int], int]:
-        found = {}
-        for part in ("data", "scratch"):
-            for above, _, names in os.walk(root / part):
-                for name in names:
-                    if ".json" not in name:  # records and journals
-                        with suppress(OSError):
-                            is_ = os.stat(path := os.path.join(above, name))
-                            found[path, is_.st_ino] = is_.st_size
-        return found
-
-    def look() -> None:
-        # A walk takes its time: what goes, and what comes instead, is not there at once. What two walks saw was.
-        before = seen()
-        while not end.wait(0.02):
-            after = seen()
-            both = {
-                inode: min(size, after[path, inode]) for (path, inode), size in before.items() if (path, inode) in after
-            }
-            if sum(both.values()) > most:
-                over.append(sum(both.values()))
-            before = after
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield
-    finally:
-        end.set()
-        thread.join()
-    assert not over, f"up to {max(over)} bytes, in {len(over)} looks"
 
 
 @pytest.fixture(autouse=True)
