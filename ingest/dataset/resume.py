@@ -44,7 +44,6 @@ _RECIPE: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
 class Part:
     """What one DataLoader worker has given since the place that its state names."""
 
-    rank: int
     world: int
     worker: int
     workers: int

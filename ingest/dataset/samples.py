@@ -42,7 +42,6 @@ class Reading:
         self.given = _given(state, begin.world, worker, workers) if state else 0
         turn = turn_of(begin.rank, begin.world, begin.local_world)
         self.share = Share(turn, begin.world, worker, workers, options.batch_size, options.tail, self.start)
-        self._rank = begin.rank
         self._libraries = [Library(each, options, partial(self._tell, n)) for n, each in enumerate(followers)]
         catalogs = {each.job: library for each, library in zip(followers, self._libraries, strict=True)}
         self.order = Epoch(catalogs, options.recipe(epoch))
@@ -54,7 +53,7 @@ class Reading:
         share = self.share
         if share.workers == 1:
             return resume.at(self.order, self.start + self.given * share.world)
-        part = Part(self._rank, share.world, share.worker, share.workers, share.batch, self.given)
+        part = Part(share.world, share.worker, share.workers, share.batch, self.given)
         return replace(resume.at(self.order, self._place), samples=self.start, part=part)
 
     def __iter__(self) -> Iterator[Any]:
