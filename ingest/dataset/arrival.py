@@ -13,6 +13,7 @@ from typing import Any
 from ingest.dataset.follow import Follower
 from ingest.dataset.library import Library
 from ingest.dataset.options import SKIPPED, Options
+from ingest.dataset.order import Recipe
 from ingest.dataset.samples import AHEAD
 from ingest.dataset.shuffle import Places, permutation
 
@@ -22,15 +23,15 @@ _WIDE = 1024  # of so many files of the order, whichever lands first is read fir
 class Arriving:
     """The samples of one DataLoader worker of one rank (or of a rank without workers), as they land."""
 
-    def __init__(self, follower: Follower, options: Options, worker: int, workers: int) -> None:
+    def __init__(self, follower: Follower, options: Options, recipe: Recipe, worker: int, workers: int) -> None:
         begin = follower.begin(worker, workers)
         options.check_for(begin.world)
         self._follower, self._options, self._worker = follower, options, (worker, workers)
         self._pads = options.tail == "pad" and begin.world > 1
         self._me, self._all = begin.rank * workers + worker, begin.world * workers
         self._library = Library(follower, options, lambda position: None)
-        self._random = options.recipe(begin.epoch).random
-        seed = self._random if options.shuffle != "none" else None
+        self._random = recipe.of(begin.epoch).random
+        seed = self._random if options.kind != "none" else None
         self._places = Places(self._library.extent, options.shuffle_files, seed)
 
     def __iter__(self) -> Iterator[Any]:
@@ -70,7 +71,7 @@ class Arriving:
 
     def _numbers(self, position: int, samples: int) -> Sequence[int]:
         mine = range((self._me - position) % self._all, samples, self._all)
-        if self._options.shuffle in ("none", "files"):
+        if self._options.kind in ("none", "files"):
             return mine
         return [mine[n] for n in permutation(len(mine), f"{self._random}/{position}/{self._me}")]
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from ingest.dataset.feed import Feed
 from ingest.dataset.follow import Follower
-from ingest.dataset.options import Options
 from ingest.dataset.protocols import Job
 from ingest.dataset.stats import Totals
 from ingest.dataset.wire import Line
@@ -24,14 +23,22 @@ _ANSWER_S = 30.0  # beyond its own deadline, for a rank process that is busy
 class Feeds:
     """One for each job. They end with it. ``share`` is as :class:`Feed` has it."""
 
-    def __init__(self, jobs: Sequence[Job], share: Callable[[], tuple[int, int, int]], options: Options) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        share: Callable[[], tuple[int, int, int]],
+        *,
+        timeout_s: float,
+        keep: bool = True,
+        batch_size: int | None = None,
+    ) -> None:
         self.jobs = tuple(job.id for job in jobs)
-        self._timeout_s = options.timeout_s
+        self._timeout_s = timeout_s
         self._own: list[Feed] = []
-        make = partial(Feed, share=share, keep=options.keep, among=len(jobs), batch_size=options.batch_size)
+        make = partial(Feed, share=share, keep=keep, among=len(jobs), batch_size=batch_size)
         with ExitStack() as undo:
             for job in jobs:
-                self._own.append(make(job.id, job.reader(keep=options.keep)))
+                self._own.append(make(job.id, job.reader(keep=keep)))
                 undo.callback(self._own[-1].close)
             undo.pop_all()
         self._doors = [(feed.address, feed.key) for feed in self._own]

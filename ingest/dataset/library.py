@@ -15,13 +15,11 @@ from ingest.dataset.follow import Extent, Follower, Landed, Missing
 from ingest.dataset.formats import decoders
 from ingest.dataset.formats.base import Format, Samples
 from ingest.dataset.formats.decoders import Decoder
-from ingest.dataset.options import SKIPPED, Options
+from ingest.dataset.options import SKIPPED, Files
 from ingest.dataset.order import Entry
 from ingest.errors import DataError, JobFailed, StoreError
 
 log = logging.getLogger(__name__)
-
-_SPARE = 8  # open files beyond one for each stream
 
 
 class Library:
@@ -29,12 +27,12 @@ class Library:
     told of each file before it is waited for."""
 
     def __init__(
-        self, follower: Follower, options: Options, waiting: Callable[[int], None] = lambda position: None
+        self, follower: Follower, options: Files, waiting: Callable[[int], None] = lambda position: None
     ) -> None:
         self._follower, self._options, self._job = follower, options, follower.job
         self._waiting = waiting
         self._open: OrderedDict[int, _Shelf] = OrderedDict()
-        self._most_open = options.open_files or options.streams + _SPARE
+        self._most_open = options.most_open
         self._table = decoders.table(options.decode)
         self._landed: list[Path] = []
 

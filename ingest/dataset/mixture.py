@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ingest.dataset.protocols import Job
 from ingest.errors import UsageError
@@ -27,7 +28,10 @@ class Mixture:
         return job if isinstance(job, Mixture) else cls((job,), (1.0,), "first")
 
 
-def mix(jobs: Mapping[Job, float] | Iterable[tuple[Job, float]], *, stop: str | int = "first") -> Mixture:
+_Job = TypeVar("_Job", bound=Job)
+
+
+def mix(jobs: Mapping[_Job, float] | Iterable[tuple[_Job, float]], *, stop: str | int = "first") -> Mixture:
     """Jobs to be read as one: ``StreamingDataset(ingest.mix({a: 0.7, b: 0.3}))``, also as a list of (job, weight).
 
     Of every block of 64 samples each job has its share by weight, to within two; after whole blocks the counts of all

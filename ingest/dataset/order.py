@@ -12,7 +12,7 @@ import heapq
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -58,6 +58,9 @@ class Recipe:
     @property
     def random(self) -> str:
         return f"{self.seed}/{self.epoch}" + (f"/{self.passed}" if self.passed else "")
+
+    def of(self, epoch: int) -> Recipe:
+        return replace(self, epoch=epoch)
 
     @property
     def plain(self) -> bool:

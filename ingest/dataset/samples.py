@@ -12,7 +12,7 @@ from ingest.dataset.epoch import Epoch
 from ingest.dataset.follow import Follower
 from ingest.dataset.library import Library
 from ingest.dataset.options import SKIPPED, Options
-from ingest.dataset.order import Pick
+from ingest.dataset.order import Pick, Recipe
 from ingest.dataset.resume import Part, State
 from ingest.dataset.share import Share, turn_of
 from ingest.errors import UsageError
@@ -29,7 +29,13 @@ class Reading:
     follower for each of its jobs; the first one is asked what holds for all."""
 
     def __init__(
-        self, followers: Sequence[Follower], options: Options, worker: int, workers: int, state: State | None = None
+        self,
+        followers: Sequence[Follower],
+        options: Options,
+        recipe: Recipe,
+        worker: int,
+        workers: int,
+        state: State | None = None,
     ) -> None:
         begin, *_ = [follower.begin(worker, workers) for follower in followers]
         if state is None and begin.state is not None:
@@ -37,14 +43,14 @@ class Reading:
         options.check_for(begin.world)
         epoch = begin.epoch if state is None else state.recipe.epoch
         self._followers, self._options = followers, options
-        self._from = state and state.fits(options.recipe(epoch))
+        self._from = state and state.fits(recipe)
         self.start = state.samples if state else 0
         self.given = _given(state, begin.world, worker, workers) if state else 0
         turn = turn_of(begin.rank, begin.world, begin.local_world)
         self.share = Share(turn, begin.world, worker, workers, options.batch_size, options.tail, self.start)
         self._libraries = [Library(each, options, partial(self._tell, n)) for n, each in enumerate(followers)]
         catalogs = {each.job: library for each, library in zip(followers, self._libraries, strict=True)}
-        self.order = Epoch(catalogs, options.recipe(epoch))
+        self.order = Epoch(catalogs, recipe.of(epoch))
         self._place = self.start  # the first of those that are read at present
         self._windows: dict[int, tuple[list[int], list[int]]] = {}
 

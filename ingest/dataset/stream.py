@@ -3,24 +3,22 @@ makes it a torch dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from ingest.dataset import options, relay, resume, samples
+from ingest.dataset import relay, resume, samples
 from ingest.dataset.arrival import Arriving
 from ingest.dataset.epoch import Epoch
 from ingest.dataset.feeds import Feeds
-from ingest.dataset.formats.decoders import Decoder
 from ingest.dataset.library import Library
 from ingest.dataset.mixture import Mixture
-from ingest.dataset.options import Options
+from ingest.dataset.options import Options, taking
 from ingest.dataset.protocols import Job
 from ingest.dataset.resume import Mark, State
 from ingest.dataset.samples import Reading
-from ingest.errors import DataError, UsageError
+from ingest.errors import UsageError
 from ingest.settings import local_world, rank_and_world
 
 
@@ -61,6 +59,7 @@ class Stream:
       not where ranks must have as many), or is what your function of the DataError gives instead.
     - ``read=function(path)`` gives a file's samples instead of all that; they are listed in memory, file by file. It
       and the decoders must pickle under spawn.
+    - ``open_files`` are open at once at most, in each process: 8 more than ``streams``.
     - ``timeout`` is how many seconds an iterator waits for the next shard of its order before WaitTimeout.
     - ``on_failure="raise"`` raises JobFailed, naming source and cause, when the order reaches a file that failed, and
       as soon as the order is complete where a source could not even be planned; ``"skip"`` goes on without them. A
@@ -76,59 +75,16 @@ class Stream:
     first ends: after ``job.retry()``, make a new one.
     """
 
-    def __init__(
-        self,
-        job: Job | Mixture,
-        *,
-        shuffle: bool | str = False,
-        seed: int = 0,
-        order: str = "fixed",
-        batch_size: int | None = None,
-        shuffle_files: int = 1024,
-        shuffle_window: int = 4096,
-        streams: int = 1,
-        tail: str = "pad",
-        format: str | None = None,
-        columns: Sequence[str] | None = None,
-        decode: bool | Mapping[str, Decoder] = False,
-        read: Callable[[Path], Iterable[Any]] | None = None,
-        on_bad: str | Callable[[DataError], Any] = "raise",
-        timeout: float = 300.0,
-        on_failure: str = "raise",
-        keep: bool = True,
-        verify: bool = False,
-        rank: int | None = None,
-        world_size: int | None = None,
-    ) -> None:
-        if (rank is None) != (world_size is None) or not 0 <= (rank or 0) < (1 if world_size is None else world_size):
-            given = f"rank={rank} and world_size={world_size}"
-            raise UsageError(f"{given}: give both, with 0 <= rank < world_size, or neither")
+    @taking(Options)
+    def __init__(self, job: Job | Mixture, options: Options) -> None:
         mixture = Mixture.of(job)
-        self._options = Options(
-            shuffle=options.shuffle_of(shuffle),
-            shuffle_files=shuffle_files,
-            shuffle_window=shuffle_window,
-            streams=streams,
-            seed=seed,
-            order=order,
-            batch_size=batch_size,
-            tail=tail,
-            format=format,
-            columns=options.columns_of(columns),
-            decode=decode,
-            read=read,
-            on_bad=on_bad,
-            timeout_s=float(timeout),
-            on_failure=on_failure,
-            keep=keep,
-            verify=verify,
-            weights=mixture.weights,
-            stop=mixture.stop,
-        )
+        self._options, self._recipe = options, options.recipe(mixture)
         self._reading: Reading | None = None  # of this process, the one that began last
         self._loaded: State | None = None  # by a DataLoader into its worker's own copy
-        share = partial(type(self).rank_of, rank, world_size)
-        self._feeds = Feeds(mixture.jobs, share, self._options)
+        share = partial(type(self).rank_of, options.rank, options.world_size)
+        self._feeds = Feeds(
+            mixture.jobs, share, timeout_s=options.timeout, keep=options.keep, batch_size=options.batch_size
+        )
         # Of who knows only from the outside how far its workers have come.
         self._outside: tuple[Epoch, list[Library]] | None = None
 
@@ -159,7 +115,7 @@ class Stream:
         epoch, state = self._feeds.lead("state_dict").standing()
         if state:
             return dict(state)
-        return State(self._options.recipe(epoch), tuple(map(Mark, self._feeds.jobs))).to_json()
+        return State(self._recipe.of(epoch), tuple(map(Mark, self._feeds.jobs))).to_json()
 
     def _seen(self, samples_seen: int) -> State:
         feed = self._feeds.lead("state_dict(samples_seen)")
@@ -171,7 +127,7 @@ class Stream:
         start = State.from_json(begun).samples if begun else 0
         if self._outside is None or self._outside[0].recipe.epoch != epoch:
             libraries = [Library(follower, self._options) for follower in self._feeds.followers(ExitStack())]
-            order = Epoch(dict(zip(self._feeds.jobs, libraries, strict=True)), self._options.recipe(epoch))
+            order = Epoch(dict(zip(self._feeds.jobs, libraries, strict=True)), self._recipe.of(epoch))
             self._outside = order, libraries
         order, libraries = self._outside
         try:
@@ -191,7 +147,7 @@ class Stream:
         :class:`ResumeError` when the files are not those of then.
         """
         self._options.check_exact()
-        loaded = State.from_json(state).fits(self._options.recipe(0))
+        loaded = State.from_json(state).fits(self._recipe)
         if not self._feeds.is_here:
             self._loaded = loaded
             return
@@ -239,8 +195,8 @@ class Stream:
         with ExitStack() as lines:
             followers = self._feeds.followers(lines)
             if self._options.order == "arrival":
-                return self._held(Arriving(followers[0], self._options, worker, workers), lines.pop_all())
-            self._reading = Reading(followers, self._options, worker, workers, loaded)
+                return self._held(Arriving(followers[0], self._options, self._recipe, worker, workers), lines.pop_all())
+            self._reading = Reading(followers, self._options, self._recipe, worker, workers, loaded)
             return self._held(self._reading, lines.pop_all())
 
     def _held(self, reading: Iterable[Any], lines: ExitStack) -> Iterator[Any]:

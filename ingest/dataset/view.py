@@ -6,21 +6,20 @@ from __future__ import annotations
 import operator
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from ingest.dataset import options, relay
+from ingest.dataset import relay
 from ingest.dataset.feeds import Feeds
-from ingest.dataset.formats.decoders import Decoder
 from ingest.dataset.library import Library
 from ingest.dataset.mixture import Mixture
-from ingest.dataset.options import Options
+from ingest.dataset.options import Files, taking
 from ingest.dataset.order import Order, Recipe
 from ingest.dataset.protocols import Job
 from ingest.dataset.samples import AHEAD
 from ingest.dataset.stream import rank_here
-from ingest.errors import DataError, UsageError
+from ingest.errors import UsageError
 
 
 class View:
@@ -29,43 +28,22 @@ class View:
     (``DistributedSampler``), and so is its state.
 
     An index is found when the files up to it have landed and are counted; ``len()``, which most samplers ask first,
-    needs all of them. A batch is read file by file. Each process has a few files open, ``open_files`` at most.
+    needs all of them. A batch is read file by file. Each process has ``open_files`` (16) open at most.
 
-    ``format``, ``columns``, ``decode``, ``timeout``, ``on_failure`` and ``verify`` are as :class:`Stream` has them;
-    ``on_bad`` raises DataError, or is a function that says what stands in for a bad sample. Files stay in the store
-    until ``close()`` or the end of the view. Not for several threads at once.
+    The other options are as :class:`Stream` has them, but that ``on_bad="skip"`` is refused: an index has a sample.
+    Files stay in the store until ``close()`` or the end of the view. Not for several threads at once.
 
     Raises what iterating a :class:`Stream` raises, and IndexError.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        *,
-        format: str | None = None,
-        columns: Sequence[str] | None = None,
-        decode: bool | Mapping[str, Decoder] = False,
-        on_bad: str | Callable[[DataError], Any] = "raise",
-        timeout: float = 300.0,
-        on_failure: str = "raise",
-        verify: bool = False,
-        open_files: int = 16,
-    ) -> None:
+    @taking(Files)
+    def __init__(self, job: Job, options: Files) -> None:
         if isinstance(job, Mixture):
             raise UsageError("a mixture is read in its own order: give its jobs to a MapDataset each")
-        if on_bad == "skip":
+        if options.on_bad == "skip":
             raise UsageError("on_bad='skip': an index has a sample or none; give a function that says what stands in")
-        self._options = Options(
-            format=format,
-            columns=options.columns_of(columns),
-            decode=decode,
-            on_bad=on_bad,
-            timeout_s=float(timeout),
-            on_failure=on_failure,
-            verify=verify,
-            open_files=open_files,
-        )
-        self._feeds = Feeds([job], type(self).rank_of, self._options)
+        self._options = options
+        self._feeds = Feeds([job], type(self).rank_of, timeout_s=options.timeout)
         self._shelves: _Shelves | None = None  # of the process that asked last
 
     @staticmethod
@@ -117,7 +95,7 @@ class View:
 class _Shelves:
     """What one process knows of the job, and the files that it has open."""
 
-    def __init__(self, feeds: Feeds, options: Options, worker: int, workers: int) -> None:
+    def __init__(self, feeds: Feeds, options: Files, worker: int, workers: int) -> None:
         self.pid = os.getpid()
         self._lines, self._worker = ExitStack(), (worker, workers)
         (self._follower,) = feeds.followers(self._lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import tarfile
 import threading
@@ -14,7 +15,7 @@ import pytest
 
 torch_data = pytest.importorskip("torch.utils.data")
 
-from ingest.dataset import StreamingDataset  # noqa: E402 - after the skip
+from ingest.dataset import MapDataset, StreamingDataset  # noqa: E402 - after the skip
 from ingest.errors import DataError, IngestError, JobFailed, LedgerUnavailable, UsageError, WaitTimeout  # noqa: E402
 from tests.unit.dataset.fakes import FakeJob, expected, failure, finished_job, until, write_lines  # noqa: E402
 
@@ -345,6 +346,13 @@ def test_wrong_options_are_refused_before_anything_starts(wrong: dict[str, objec
     job.reader = pytest.fail  # type: ignore[assignment,method-assign]  # no reader may be made
     with pytest.raises(UsageError):
         StreamingDataset(job, **wrong)  # type: ignore[arg-type]
+
+
+def test_the_options_are_named_in_the_signature() -> None:
+    for cls in (StreamingDataset, MapDataset):
+        assert {"job", "format", "timeout", "open_files"} < set(inspect.signature(cls).parameters)
+        with pytest.raises(TypeError, match="unexpected keyword argument 'shufle'"):
+            cls(FakeJob(), shufle=True)
 
 
 def test_rank_and_world_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
