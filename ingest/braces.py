@@ -50,6 +50,8 @@ def expand_braces(uri: str) -> Iterator[str]:
     ``{000..127}`` keeps its width, ``{0..10..2}`` has a step, ``{a..f}`` counts letters, ``{a,,c}`` lists (an
     alternative may be empty), ``\\{`` and ``\\}`` are literal. Raises :class:`BadSource` at the call, not later.
     """
+    if _is_plain(uri):
+        return iter((uri,))
     pieces = _parse(uri)
     _check_count(uri, pieces)
     return _product(pieces)
@@ -57,8 +59,7 @@ def expand_braces(uri: str) -> Iterator[str]:
 
 def count_braces(uri: str) -> int:
     """How many URIs ``expand_braces`` would give, without making them. Raises as it does."""
-    pieces = _parse(uri)
-    return _check_count(uri, pieces)
+    return 1 if _is_plain(uri) else _check_count(uri, _parse(uri))
 
 
 def is_pattern(uri: str) -> bool:
@@ -66,6 +67,8 @@ def is_pattern(uri: str) -> bool:
 
     Over http a ``?`` begins the query, in which nothing is a pattern.
     """
+    if not (uri.endswith("/") or "*" in uri or "?" in uri or "[" in uri or "#" in uri):
+        return False  # nearly all of a long list; the rest of the question is four times as much work
     scheme, _, rest = uri.partition("://")
     if scheme.lower() in {"http", "https"}:
         rest = rest.partition("#")[0].partition("?")[0]
@@ -73,10 +76,13 @@ def is_pattern(uri: str) -> bool:
     return slash != "" and (path == "" or path[-1] == "/" or "*" in path or "?" in path or "[" in path)
 
 
+def _is_plain(uri: str) -> bool:
+    """As nearly all of a long list are, each of which is looked at several times."""
+    return "{" not in uri and "\\" not in uri
+
+
 def _parse(uri: str) -> list[_Piece]:
     """The URI as a row of pieces, literals and brace groups."""
-    if "{" not in uri and "\\" not in uri:
-        return [_Words([uri])]  # nearly all of a long list are; it is read a million times over
     pieces: list[_Piece] = []
     literal: list[str] = []
     at = 0
