@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SKIPS := $(if $(filter true,$(CI)),-p tests.no_skips)
+BENCH := $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 LONG := $(if $(filter true,$(CI)),-m "not faults")
 
 # The tests start some hundred processes of ours: each module is compiled once for all of them, whatever the shell says.
@@ -12,10 +13,10 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo up test faults lint format clean
+.PHONY: help venv demo up test faults bench bench-peers lint format clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## Make the virtual environment in .venv, with everything that development needs
 
@@ -44,6 +45,16 @@ faults: $(STAMP) ## Run the long fault suite (SEED=1 as then, KILLS=200, ARGS="-
 	INGEST_FAULTS_SEED=$(SEED) INGEST_FAULTS_KILLS=$(or $(KILLS),200) \
 		$(BIN)/python -m pytest -m faults $(SKIPS) tests/faults tests/unit/test_ledger_machine.py $(ARGS)
 
+# The peers' pins clash: each has an environment of its own, in .bench. Beyond PyPI they need curl, aria2 and nginx-light.
+bench: bench-peers ## Measure against others, and write docs/performance.md (SCALE=small: sizes for a first look)
+	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-peers: $(STAMP) ## Install those whom we are measured against
+	$(BIN)/python -m benchmarks --install
+
+bench-%: bench-peers
+	$(BIN)/python -m benchmarks $(BENCH) $*
+
 lint: $(STAMP) ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,5 +65,5 @@ format: $(STAMP) ## Put the code in order
 	$(BIN)/ruff format .
 
 clean: ## Remove the virtual environment and what the tools left
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find ingest workers tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,2 @@
+class VisionDataset:
+    """Only a base class to name."""
