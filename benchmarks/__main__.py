@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.install:
         peers.install(_say)
         return 0
+    if asked.page:
+        report.save(report.load())
+        return 0
     scale = SCALES[asked.scale]
     if asked.rounds:
         scale = dataclasses.replace(scale, rounds=asked.rounds)
@@ -81,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep", action="store_true", help="keep a run that is not full, too")
     parser.add_argument("--dir", type=Path, help="where all files go (default: /dev/shm where that has 8 GiB free)")
     parser.add_argument("--install", action="store_true", help="make the peers' environments, and run nothing")
+    parser.add_argument("--page", action="store_true", help="write the page of the kept runs again, with its remarks")
     return parser
 
 

@@ -21,7 +21,9 @@ class Measured:
     counts: Mapping[str, float] = field(default_factory=dict)
 
     def figure(self, name: str) -> float:
-        """One of its numbers by name; ``files_a_second`` and the like are made of a count. Raises KeyError."""
+        """One of its numbers by name; ``files_a_second`` is made of a count, ``peak_mb`` of bytes. Raises KeyError."""
+        if name.endswith("_mb"):
+            return self.figure(f"{name.removesuffix('_mb')}_bytes") / 1e6
         if name.endswith("_a_second"):
             return self.counts[name.removesuffix("_a_second")] / self.seconds
         return float(self.counts[name]) if name in self.counts else float(asdict(self)[name])

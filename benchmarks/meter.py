@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import json
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from benchmarks.harness import Measured
 
 #: What Linux takes in ``/proc/PID/clear_refs`` for: the peak of resident memory begins anew (proc_pid_clear_refs(5)).
 _RESET_PEAK = "5"
+_USAGE = Path(__file__).parent / "scripts" / "usage.py"
 
 
 @dataclass
@@ -48,19 +50,19 @@ def metered(roots: Sequence[int], clients: Sequence[int] = ()) -> Iterator[Used]
     used.peak_bytes, used.all_bytes = max(peaks), sum(peaks)
 
 
-def run_command(command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None) -> Measured:
+def run_command(command: Sequence[str], log: Path) -> Measured:
     """A command from its start to its end. Raises RuntimeError with the end of its output if it fails."""
+    said = log.with_suffix(".json")
     with log.open("wb") as out:
-        begun = time.perf_counter()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=env)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - begun
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+        status = subprocess.call(
+            [sys.executable, "-I", "-S", str(_USAGE), str(said), *command],
+            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    if status:
         end = log.read_text(errors="replace")[-2000:]
-        raise RuntimeError(f"{' '.join(command)[:300]} ended with {process.returncode}: {end}")
-    peak = usage.ru_maxrss * 1024
-    return Measured(seconds, usage.ru_utime + usage.ru_stime, peak, peak)
+        raise RuntimeError(f"{' '.join(command)[:300]} ended with {status}: {end}")
+    used = json.loads(said.read_text())
+    return Measured(**used, all_bytes=used["peak_bytes"])
 
 
 def _trees(roots: Sequence[int]) -> list[psutil.Process]:

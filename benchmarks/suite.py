@@ -17,7 +17,7 @@ CASES: Mapping[str, Callable[[Lab], AbstractContextManager[Case]]] = {
     "s3-large": s3.large,
     "s3-middle": s3.middle,
     "s3-small": s3.small,
-    "sql": sql.table,
+    "sql-table": sql.table,
     "sql-growth": sql.growth,
     "submit": submit.listed,
     "here": submit.here,

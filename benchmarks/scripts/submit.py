@@ -4,7 +4,6 @@ the list and the libraries among it."""
 from __future__ import annotations
 
 import hashlib
-import resource
 import sys
 
 import redis
@@ -25,8 +24,7 @@ def main(count: int) -> None:
     with Timed() as used:
         client.submit(urls, require_node=False)
     after = server.info("memory")["used_memory"]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    say(used, urls=count, peak_mb=peak / 1e6, redis_bytes_a_url=(after - before) / count)
+    say(used, urls=count, redis_bytes_a_url=(after - before) / count)
 
 
 if __name__ == "__main__":
