@@ -120,6 +120,7 @@ def texts(kind: str, number: int, count: int) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
+@pytest.mark.long
 def test_a_mixture_has_its_weights(service: Service, origin: Origin) -> None:
     web = [origin.put(f"/web-{n}.jsonl", texts("web", n, 300)) for n in range(4)]
     code = [origin.put(f"/code-{n}.jsonl", texts("code", n, 50)) for n in range(2)]  # read three times

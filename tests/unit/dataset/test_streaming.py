@@ -63,7 +63,7 @@ def first_number(path: Path) -> Iterator[int]:
 def test_spawned_workers_get_no_feed_and_all_samples(tmp_path: Path) -> None:
     job = finished_job(tmp_path, 5, 3)
     dataset = StreamingDataset(job, read=first_number, timeout=60)
-    assert sorted(loader(dataset, 2, "spawn")) == [0, 1, 2, 3, 4]
+    assert sorted(loader(dataset, 1, "spawn")) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
