@@ -116,7 +116,8 @@ class JobOptions(Record):
     """What applies to all of a job. ``placement``: ``here``, ``any``, ``spread`` or the name of a node. ``convert`` are
     the steps that every file goes through, ``pack`` how many of them become one. ``reply_to`` is the Celery task id
     that wants the job's result, where it is not the job's own. ``request`` is the fingerprint of the sources, so that
-    a key is not used for two lists. ``dry_run``: units are counted, and nothing is fetched."""
+    a key is not used for two lists. ``slots`` is how many processes the fleet had, which decides how a list is cut:
+    also when it is submitted again. ``dry_run``: units are counted, and nothing is fetched."""
 
     name: str = ""
     placement: str = "any"
@@ -131,6 +132,7 @@ class JobOptions(Record):
     reply: bool = False
     reply_to: str = ""
     request: str = ""
+    slots: int = 0
     dry_run: bool = False
 
 

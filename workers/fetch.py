@@ -92,7 +92,7 @@ def fetch_shard(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostn
     log.log(20 if state == "done" else 30, f"shard.{state}", extra=facts)
     if state in {"done", "failed", "cancelled"}:
         report(app, ledger, node.store, claim.unit)
-        if ledger.wants_reply(claim.job):
+        if claim.options.reply and ledger.wants_reply(claim.job):
             report(app, ledger, node.store, claim.job)
     events.ended(claim, state, summary, seconds)
     return settled

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 
+from ingest.client.submission import SOME
 from ingest.doorbell import ring
 from ingest.errors import FetchError, FetchTimeout, NodeUnfit, NothingMatched, TransientFetchError
 from ingest.ledger import Claim, NewUnit, Result, Settled, WorkLedger, batched, fit
@@ -195,7 +196,7 @@ def cut_listed(specs: Iterator[FileSpec], wanted: int | None, seen: int = 0) -> 
     shard: list[FileSpec] = []
     size = 0
     for number, spec in enumerate(specs, seen):
-        most = wanted or min(SHARD_FILES, 1 + number // 256)
+        most = wanted or min(SHARD_FILES, max(min(SOME, 1 + number // SOME), number // 256))
         if shard and (len(shard) >= most or (wanted is None and size + (spec.size or 0) > SHARD_BYTES)):
             yield shard
             shard, size = [], 0

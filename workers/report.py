@@ -133,10 +133,16 @@ class Events:
         self._app, self._hostname = app, hostname
 
     def _send(self, *events: tuple[str, dict[str, Any]]) -> None:
+        """All of them as one message: what publishing costs is by the message."""
         try:
-            with self._app.events.default_dispatcher(hostname=self._hostname) as dispatcher:
+            with self._app.amqp.producer_pool.acquire(block=True) as producer:
+                dispatcher = self._app.events.Dispatcher(
+                    producer.connection, hostname=self._hostname, channel=producer.channel,
+                    buffer_group={"task"}, buffer_while_offline=False,
+                )  # fmt: skip
                 for kind, fields in events:
                     dispatcher.send(kind, **fields)
+                dispatcher.flush()
         except (OperationalError, LedgerUnavailable, RedisError, OSError) as error:
             log.debug("events.lost", extra={"reason": str(error)})
 

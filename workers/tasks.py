@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from typing import Any, NoReturn
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -30,50 +31,68 @@ from workers.logs import log
 from workers.plan import plan_source
 from workers.report import report
 
+#: A bell's way through the broker, the worker's main process and a pool costs some milliseconds of processor time: as
+#: much as a shard of small files. For so long a process takes one after the other.
+TURN_S = 0.5
+
 
 def answer(queue: str, hostname: str | None) -> None:
-    """Claim the best due unit of a queue (else of this node's others of its kind), do it, and ring if more is due."""
-    node, ledger = here.this_node(), here.ledger()
-    if here.stopping():
-        ring_on(app, [queue])  # this worker takes nothing new; another may
-        return
-    planning = queue not in (FETCH_QUEUE, f"{FETCH_QUEUE}.{node.settings.node}")
-    kind = queues_of(node.settings.node)
+    """Claim the best due unit of a queue (else of this node's others of its kind), and do it; and more of them for
+    ``TURN_S``. Then ring if more is due."""
+    planning = queue not in (FETCH_QUEUE, f"{FETCH_QUEUE}.{here.this_node().settings.node}")
+    kind = queues_of(here.this_node().settings.node)
     kind = kind[:2] if planning else kind[2:]
-    # Every process but one may fetch: planning always finds a free one.
-    most = max(1, here.slots() - (0 if planning else 1))
+    end = time.monotonic() + TURN_S
+    last: Settled | None = None
     try:
-        claim = ledger.claim(node.worker, here.process_tag(), most, [queue, *(q for q in kind if q != queue)])
-        if claim is None:
+        while not here.stopping():
+            settled = _take([queue, *(q for q in kind if q != queue)], planning, hostname)
+            last = settled or (last and last._replace(due=0))
+            if settled is None or not settled.due or time.monotonic() >= end:
+                break
+        else:
+            ring_on(app, [queue])  # this worker takes nothing new; another may
             return
-        holding.hold(claim.unit, claim.fence)
-        try:
-            work = count_unit if claim.options.dry_run else plan_source if claim.is_plan else fetch_shard
-            settled = work(app, node, ledger, claim, hostname)
-        except LedgerUnavailable:
-            raise
-        except SoftTimeLimitExceeded:
-            late = FetchTimeout(claim.record.origin, "the time slice was over, and it was not handed back in time")
-            settled = _ended(node, ledger, claim, late)
-        except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits must be told
-            settled = _unforeseen(node, ledger, claim, error)
-        except BaseException as error:
-            if type(error).__name__ == "PanicException":
-                _end_process(node, ledger, claim, error)
-            raise
-        finally:
-            holding.let_go()
     except LedgerUnavailable as error:
         # What was claimed is taken back by the agent, which sees that nobody has it in hand.
-        log.warning("ledger.unavailable", extra={"node": node.settings.node, "reason": str(error)})
+        log.warning("ledger.unavailable", extra={"node": here.this_node().settings.node, "reason": str(error)})
+        return
+    if last is None:
         return
     try:
         # Bells of the other queue of its kind may have come while every process was busy, and have gone: it has its
         # turn now. Else a queue in which something is always due would be the only one that is served.
-        others = [q for q in kind if q != settled.queue and ledger.due_count(q)]
+        others = [q for q in kind if q != last.queue and here.ledger().due_count(q)]
     except LedgerUnavailable:
         others = []
-    ring_on(app, others or ([settled.queue] if settled.due else []))
+    ring_on(app, others or ([last.queue] if last.due else []))
+
+
+def _take(queues: list[str], planning: bool, hostname: str | None) -> Settled | None:
+    """Claim a unit and do it; None where there is none for this process. Raises :class:`LedgerUnavailable`."""
+    node, ledger = here.this_node(), here.ledger()
+    # Every process but one may fetch: planning always finds a free one.
+    most = max(1, here.slots() - (0 if planning else 1))
+    claim = ledger.claim(node.worker, here.process_tag(), most, queues)
+    if claim is None:
+        return None
+    holding.hold(claim.unit, claim.fence)
+    try:
+        work = count_unit if claim.options.dry_run else plan_source if claim.is_plan else fetch_shard
+        return work(app, node, ledger, claim, hostname)
+    except LedgerUnavailable:
+        raise
+    except SoftTimeLimitExceeded:
+        late = FetchTimeout(claim.record.origin, "the time slice was over, and it was not handed back in time")
+        return _ended(node, ledger, claim, late)
+    except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits must be told
+        return _unforeseen(node, ledger, claim, error)
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            _end_process(node, ledger, claim, error)
+        raise
+    finally:
+        holding.let_go()
 
 
 def _unforeseen(node: here.Node, ledger: WorkLedger, claim: Claim, error: Exception) -> Settled:

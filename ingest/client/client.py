@@ -113,6 +113,7 @@ class Client:
             max_bytes=max_bytes,
             convert=steps,
             request=fingerprint(wanted, surveys) if key is not None else "",
+            slots=sum(worker.slots for worker in workers),
             dry_run=self._dry_run,
         )
         request = Request(self.settings, self.ledger, sources, surveys, options, key, fit(workers))

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 #: A Redis that loses a job again and again while it is submitted evicts keys.
 MOST_LOSSES = 10
+#: Bells for a batch of units at the least: there may be more processes by now than there were.
+LEAST_RINGS = 32
 
 
 class Request:
@@ -82,6 +84,7 @@ class Request:
                 raise UsageError(
                     f"key {self._key!r} is job {self.job}'s, which asks for other sources; take another key"
                 )
+            self.options = options  # those of who submitted it first, who may have seen another fleet
             self._known(meta)
             if meta["sealed"] == "1" or self._write(sources, Deadline(math.inf)) != "given up":
                 return
@@ -193,11 +196,13 @@ class Request:
         return "ok"
 
     def _ring(self, due: Mapping[str, int]) -> None:
-        """A broker that hangs is waited for once."""
-        self._rings = self._rings and ring(self._settings, due)
+        """Twice for each process that there is, who then go on by themselves. A broker that hangs is waited for
+        once."""
+        most = max(LEAST_RINGS, 2 * self.options.slots)
+        self._rings = self._rings and ring(self._settings, {queue: min(count, most) for queue, count in due.items()})
 
     def _units(self, sources: Sequence[AnySource]) -> Iterator[tuple[Unit, tuple[NewUnit, str]]]:
-        for unit in cut(sources, self.options.shard_files, self._surveys):
+        for unit in cut(sources, self.options.shard_files, self._surveys, self.options.slots):
             yield unit, _new_unit(self.job, unit, self.options, self._nodes)
 
 

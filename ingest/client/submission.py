@@ -19,10 +19,11 @@ from ingest.manifests import FORMATS
 from ingest.model import FileSpec
 from ingest.sources import AnySource, Api, Manifest, Pack, Source, Sql, check_source_text, parse_digest
 
-#: Shards that a list is cut into before shards get more than one file: enough to balance over a fleet. Above it they
-# grow,
-#: up to 256 files each, so that a million small files are 4,000 units of work and not a million.
-FEW, MOST_FILES = 256, 256
+#: A list of so many files is cut into shards of one: files of which there are few are mostly large. What a shard costs
+#: by itself is as much as several small files do, so of more files SOME are together, of very many up to MOST_FILES.
+FEW, SOME, SHARDS, MOST_FILES = 64, 16, 256, 256
+#: Shards for each process of the fleet, as far as there are files: so that all have work until the end.
+EACH = 4
 #: Samples of a packed shard: what is known of them is in the memory of the worker that packs it.
 MOST_SAMPLES = 100_000
 #: Schemes of stores that keep older versions of an object, and give one by its id.
@@ -214,21 +215,22 @@ def check_pack(sources: Sequence[AnySource], pack: Pack | str | None, shard_file
     return made
 
 
-def shard_size(files: int, wanted: int | None) -> int:
-    """Files per shard for that many literal files in all."""
+def shard_size(files: int, wanted: int | None, slots: int = 0) -> int:
+    """Files per shard for that many literal files in all, on a fleet of so many processes."""
     if wanted is not None:
         return wanted
-    return 1 if files <= FEW else min(MOST_FILES, math.ceil(files / FEW))
+    size = max(min(SOME, math.ceil(files / FEW)), min(MOST_FILES, math.ceil(files / SHARDS)))
+    return max(1, min(size, files // (EACH * slots) if slots else size))
 
 
 def cut(
-    sources: Sequence[AnySource], wanted: int | None, surveys: Mapping[int, Survey] | None = None
+    sources: Sequence[AnySource], wanted: int | None, surveys: Mapping[int, Survey] | None = None, slots: int = 0
 ) -> Iterator[Unit]:
     """Units in the order of the sources. A shard never reaches across a source that must be planned, so that the
     order of shards is the order of files. ``surveys`` are those of the manifests that are files here, by place."""
     surveys = surveys or {}
     literal = sum(count_braces(s.uri) for s in sources if isinstance(s, Source) and not needs_origin(s))
-    size = shard_size(literal + sum(survey.files for survey in surveys.values()), wanted)
+    size = shard_size(literal + sum(survey.files for survey in surveys.values()), wanted, slots)
     files: list[FileSpec] = []
     for index, source in enumerate(sources):
         if needs_origin(source):

@@ -61,10 +61,17 @@ class TestCutting:
         ]
 
     @pytest.mark.parametrize(
-        ("files", "size"), [(1, 1), (256, 1), (257, 2), (512, 2), (513, 3), (65_536, 256), (65_537, 256), (10**8, 256)]
+        ("files", "size"),
+        [(1, 1), (64, 1), (65, 2), (1024, 16), (4096, 16), (4097, 17), (65_536, 256), (65_537, 256), (10**8, 256)],
     )
     def test_shards_grow_when_there_are_many(self, files: int, size: int) -> None:
         assert shard_size(files, None) == size <= MOST_FILES and shard_size(files, 7) == 7
+
+    @pytest.mark.parametrize(
+        ("files", "slots", "size"), [(1000, 8, 16), (1000, 200, 1), (1024, 64, 4), (10**6, 800, 256)]
+    )
+    def test_every_process_of_a_fleet_has_work(self, files: int, slots: int, size: int) -> None:
+        assert shard_size(files, None, slots) == size and shard_size(files, 7, slots) == 7
 
     @given(
         st.lists(
