@@ -107,7 +107,7 @@ class Pace:
     """
 
     #: A connection is measured when it is past its beginning, for long enough to even out its bursts.
-    SETTLE_S, WINDOW_S = 0.5, 1.0
+    SETTLE_S, WINDOW_S = 0.2, 0.5
     #: Twice the connections should bring twice the bytes; below this they only take each other's.
     GROWTH = 1.25
     #: A line may be better later.
