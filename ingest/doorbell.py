@@ -11,9 +11,8 @@ from kombu.messaging import Producer
 
 from ingest.queues import FETCH_TASK, PLAN_QUEUE, PLAN_TASK
 
-#: Rings of one queue that may lie in the broker at once, whatever the number of shards: enough to wake every process
-# of a
-#: large fleet; whoever finishes a shard rings for the next.
+#: Rings of one queue that may lie in the broker at once, whatever the number of shards: enough to wake every process of
+#: a large fleet; whoever finishes a shard rings for the next.
 MOST_RINGS = 1000
 
 

@@ -18,7 +18,7 @@ from ingest.client.lease import Leases
 from ingest.client.local import Survey, survey
 from ingest.client.plan import Plan, plan_of
 from ingest.client.request import Request, fingerprint
-from ingest.client.submission import check, check_pack, positive
+from ingest.client.submission import check, check_bounds, check_pack, positive
 from ingest.errors import JobFailed, NoDataNode, UnknownConnection, UsageError, WaitTimeout
 from ingest.ledger import JobLedger, WorkerInfo, fit
 from ingest.model import JobOptions
@@ -75,29 +75,22 @@ class Client:
         ``key``: the same key gives the same job again, also after a crash half-way through submitting. ``into``: a
         directory on the data node where the files appear under their own names as well, or a URI that they are
         uploaded to (``s3://bucket/prefix/``, or what else fsspec writes). ``placement``: ``here``
-        (this machine's store), ``any``, ``spread`` (each shard on the node it belongs to) or a node's name; default
-        ``here`` when a live node shares this process's store, else ``any``. ``fresh_s``: how old a validated copy
+        (this machine's store), ``any``, ``spread`` (a shard on the node it belongs to) or a node's name; default
+        ``here`` where a live node shares this process's store, else ``any``. ``fresh_s``: how old a validated copy
         may be (0 asks the origin, default 600). ``attempts`` and ``deadline_s`` bound the retries of each file;
         ``max_bytes`` bounds each file. ``pack`` (a :class:`Pack`, or ``"tar"`` or ``"parquet"``) makes few files of
         many small ones. ``convert`` names steps that every file goes through on the data node, such as
         ``["unpack"]`` or ``[{"step": "parquet", "columns": ["id"]}]`` (see docs/sources.md).
 
-        Raises :class:`UsageError` (and :class:`BadSource`, :class:`UnknownConnection`) for what cannot be right,
-        :class:`NoDataNode` when nobody alive could do it (``require_node=False`` queues it all the same), and
-        :class:`LedgerUnavailable`.
+        Raises :class:`UsageError`, :class:`BadSource` or :class:`UnknownConnection` for what cannot be right,
+        :class:`NoDataNode` if nobody alive could do it (``require_node=False`` queues it), :class:`LedgerUnavailable`.
         """
         wanted = as_sources(sources)
         for source in wanted:
             check(source)
-        bounds = {"attempts": attempts, "deadline_s": deadline_s, "shard_files": shard_files, "max_bytes": max_bytes}
-        for field, value in bounds.items():
-            positive(field, value)
-        packing = check_pack(wanted, pack, shard_files)
+        check_bounds(fresh_s, attempts=attempts, deadline_s=deadline_s, shard_files=shard_files, max_bytes=max_bytes)
         steps = as_steps(convert)
-        if packing and steps:
-            raise UsageError("convert= and pack= do not go together: what is packed is what came")
-        if fresh_s is not None and not (isinstance(fresh_s, int | float) and fresh_s >= 0):
-            raise UsageError(f"fresh_s={fresh_s!r} must be a number of seconds, 0 or more")
+        packing = check_pack(wanted, pack, shard_files, steps)
         surveys = _surveys(wanted, digest=key is not None)
         workers = self._workers(require_node)
         self._check_connections(wanted, workers)

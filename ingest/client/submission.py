@@ -195,10 +195,14 @@ def _is_unicode(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def check_pack(sources: Sequence[AnySource], pack: Pack | str | None, shard_files: int | None) -> Pack | None:
+def check_pack(
+    sources: Sequence[AnySource], pack: Pack | str | None, shard_files: int | None, steps: Sequence[Any] = ()
+) -> Pack | None:
     """How a job's files are packed. Raises :class:`UsageError` for what cannot be."""
     if pack is None:
         return None
+    if steps:
+        raise UsageError("convert= and pack= do not go together: what is packed is what came")
     made = Pack(pack) if isinstance(pack, str) else pack
     if not isinstance(made, Pack) or made.format not in ("tar", "parquet"):
         raise UsageError(f"pack={pack!r} must be 'tar', 'parquet' or an ingest.Pack of one of these formats")
@@ -266,3 +270,11 @@ def positive(name: str, value: float | None) -> None:
     """Raises :class:`UsageError` for a limit that would mean nothing."""
     if value is not None and not (isinstance(value, int | float) and value > 0):
         raise UsageError(f"{name}={value!r} must be a number above 0")
+
+
+def check_bounds(fresh_s: float | None, **bounds: float | None) -> None:
+    """Refuse numbers that would mean nothing. Raises :class:`UsageError`."""
+    for name, value in bounds.items():
+        positive(name, value)
+    if fresh_s is not None and not (isinstance(fresh_s, int | float) and fresh_s >= 0):
+        raise UsageError(f"fresh_s={fresh_s!r} must be a number of seconds, 0 or more")
