@@ -16,6 +16,7 @@ from ingest.dataset.options import SKIPPED, Options
 from ingest.dataset.order import Recipe
 from ingest.dataset.samples import AHEAD
 from ingest.dataset.shuffle import Places, permutation
+from ingest.errors import UsageError
 
 _WIDE = 1024  # of so many files of the order, whichever lands first is read first
 
@@ -45,12 +46,24 @@ class Arriving:
                 self._count(counts, position, samples)
                 some = (position, self._me % samples) if samples else some
             each = list(accumulate(counts[:-1]))
-            if some is not None and self._pads:
+            if some is None or not self._pads:
+                self._check_shares(each)
+            else:
                 yield from self._give(some[0], [some[1]] * (max(each) - each[self._me]))
             self._follower.move([], [], *self._worker)
             self._follower.report(over=True)
         finally:
             self._library.close()
+
+    def _check_shares(self, each: Sequence[int]) -> None:
+        """Raises :class:`UsageError` on all ranks where one has nothing, as any other order does."""
+        workers = self._worker[1]
+        ranks = [sum(each[first : first + workers]) for first in range(0, self._all, workers)]
+        if len(ranks) > 1 and not min(ranks):
+            raise UsageError(
+                f"job {self._follower.job} has {sum(ranks)} samples for {len(ranks)} ranks: some have none, and the "
+                "others would wait for them; use fewer ranks, or tail='pad'"
+            )
 
     def _arrivals(self) -> Iterator[int]:
         """The positions of all files, whichever has landed of the next ones."""

@@ -78,14 +78,22 @@ def check(store: Store, path: str, size: int, digest: str) -> None:
     in the store no more then."""
     file = inside(store.root, path)
     note = file.with_name(f".{file.name}.checked")
+    seen = ""
     with suppress(OSError):
-        if note.read_text() == _sight(file):
+        seen = _sight(file)
+        if note.read_text() == seen:
             return
-    reason = _examine(store, Piece(path, size, digest))
+    try:
+        reason = _compare(store, Piece(path, size, digest))
+    except OSError as error:  # no word on the file: too many are open, the mount hangs, it is not this user's
+        raise StoreError(str(file), f"cannot be read: {error}") from error
     if reason is None:
         with suppress(OSError):
-            note.write_text(_sight(file))
+            note.write_text(seen)
         return
+    with suppress(OSError):
+        if _sight(file) != seen:  # another reader found it damaged, too, and was sooner: this is the new one
+            raise StoreError(str(file), f"{reason}, and was replaced meanwhile")
     # The record first: without it the file is not there for anybody.
     with suppress(OSError):
         for record in records_of(store, store.root.joinpath(*Path(path).parts[:4])):
@@ -102,6 +110,14 @@ def _sight(file: Path) -> str:
 
 def _examine(store: Store, piece: Piece) -> str | None:
     try:
+        return _compare(store, piece)
+    except (OSError, StoreError) as error:
+        return f"cannot be read: {error}"
+
+
+def _compare(store: Store, piece: Piece) -> str | None:
+    """Raises OSError or :class:`StoreError` where it cannot be read."""
+    try:
         path = inside(store.root, piece.path)
         size = path.stat().st_size
         if size != piece.size:
@@ -111,8 +127,6 @@ def _examine(store: Store, piece: Piece) -> str | None:
         return None if found == piece.digest else f"has digest {found}, not {piece.digest}"
     except FileNotFoundError:
         return "is missing"
-    except (OSError, StoreError) as error:
-        return f"cannot be read: {error}"
 
 
 def sweep_scratch(store: Store) -> int:

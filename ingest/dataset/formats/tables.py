@@ -75,7 +75,6 @@ class Table(Reader):
 
     def _scattered(self, numbers: list[int]) -> Iterator[dict[str, Any]]:
         """Read in the order of the file, given in the order that was asked for."""
-        pa = arrow("tables")
         order = sorted(range(len(numbers)), key=numbers.__getitem__)
         out: list[Any] = [None] * len(numbers)
         at = 0
@@ -85,11 +84,18 @@ class Table(Reader):
             while end < len(order) and numbers[order[end]] < start + batch.num_rows:
                 end += 1
             places = order[at:end]
-            picked = batch.take(pa.array([numbers[place] - start for place in places], pa.int64()))
-            for place, row in zip(places, self._made(numbers[places[0]], picked), strict=True):
+            picked = self._picked(start, [numbers[place] for place in places], batch)
+            for place, row in zip(places, picked, strict=True):
                 out[place] = row
             at = end
         yield from out
+
+    def _picked(self, start: int, numbers: list[int], batch: Any) -> list[dict[str, Any]]:
+        pa = arrow("tables")
+        try:
+            return self._made(numbers[0], batch.take(pa.array([number - start for number in numbers], pa.int64())))
+        except pa.ArrowException:  # it cannot take rows of some types: of views of text, which Polars writes
+            return [row for number in numbers for row in self._made(number, batch.slice(number - start, 1))]
 
     def _made(self, first: int, batch: Any) -> list[dict[str, Any]]:
         try:
@@ -125,6 +131,14 @@ def values(column: Any) -> list[Any]:
     faster. ``to_numpy`` would be, too, but imports pandas: half a second in each DataLoader worker."""
     if not _numpy() or not len(column):
         return list(column.to_pylist())
+    try:
+        return _fast(column)
+    except (UnicodeDecodeError, arrow("tables").ArrowException):
+        # What lies under a null need not be text; and not every dictionary can be decoded as a whole.
+        return list(column.to_pylist())
+
+
+def _fast(column: Any) -> list[Any]:
     is_ = arrow("tables").types
     kind = column.type
     if is_.is_string(kind) or is_.is_binary(kind):
