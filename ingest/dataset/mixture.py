@@ -40,8 +40,8 @@ def mix(jobs: Mapping[_Job, float] | Iterable[tuple[_Job, float]], *, stop: str 
     shuffled anew, if the dataset shuffles.
 
     ``stop`` says when an epoch is over: ``"first"``, before any job would have to be read again; ``"all"``, when every
-    job has been read to its end, the shorter ones again and again; or after so many samples. Each epoch begins all jobs
-    at their beginning.
+    job has been read to its end, the shorter ones again and again, which is seen at the next turn of the last one; or
+    after so many samples. Each epoch begins all jobs at their beginning.
 
     Raises :class:`UsageError`.
     """

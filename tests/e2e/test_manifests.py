@@ -83,7 +83,7 @@ def test_a_list_here_is_one_source_among_others_in_order(service: Service, origi
     client = service.client()
     job = client.submit([urls[0], ingest.Manifest(tmp_path / "list.txt"), urls[599]])  # type: ignore[arg-type]
     assert [f.path.read_bytes() for f in job.files(timeout=60)] == [b"%d" % n for n in range(600)]
-    assert max(job.status().shards.values()) == 200, "cut as if the files had been named: three a shard"
+    assert max(job.status().shards.values()) == 60, "cut as if the files had been named: ten a shard"
     assert int(client.ledger.meta(job.id)["plan_next"]) == 0, "nobody else had to read it"
 
 

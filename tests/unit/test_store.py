@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import threading
 import time
@@ -21,9 +22,9 @@ from hypothesis import strategies as st
 from ingest.errors import ConnectionLost, DigestMismatch, NodeUnfit, StoreError, TooLarge, Truncated
 from ingest.model import FileSpec
 from ingest.sections import StoreLimits
-from ingest.store import Store, Stored
+from ingest.store import Store, Stored, audit
 from ingest.store.audit import records, sweep_scratch, usage, verify
-from ingest.store.layout import inside, source_dir, version_dir, write_atomic
+from ingest.store.layout import Piece, inside, source_dir, version_dir, write_atomic
 
 URI = "https://host/dir/a.tar"
 
@@ -386,3 +387,40 @@ def test_a_file_over_the_limit_leaves_nothing(store: Store) -> None:
         scratch.write(b"1234")
         scratch.write(b"5")
     assert left(store) == []
+
+
+class TestChecking:
+    """What a reader with ``verify=True`` asks."""
+
+    def test_what_cannot_be_read_is_not_taken_for_damaged(self, store: Store) -> None:
+        stored = put(store, b"good")
+        path = store.path_of(stored.path)
+        before, held = resource.getrlimit(resource.RLIMIT_NOFILE), os.open(os.devnull, os.O_RDONLY)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held + 1, before[1]))
+        try:
+            with pytest.raises(StoreError, match="cannot be read"):
+                audit.check(store, stored.path, stored.size, stored.digest)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            os.close(held)
+        assert path.read_bytes() == b"good" and store.lookup(store.key(spec())) is not None
+
+    def test_a_file_that_another_has_fetched_again_stays(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Two ranks found the damage, and this one was slower."""
+        stored = put(store, b"good")
+        path, compare = store.path_of(stored.path), audit._compare
+        path.chmod(0o644)
+        path.write_bytes(b"baad")
+
+        def slowly(of: Store, piece: Piece) -> str | None:
+            found = compare(of, piece)
+            path.with_suffix(".new").write_bytes(b"good")
+            path.with_suffix(".new").replace(path)
+            return found
+
+        monkeypatch.setattr(audit, "_compare", slowly)
+        with pytest.raises(StoreError, match="was replaced meanwhile"):
+            audit.check(store, stored.path, stored.size, stored.digest)
+        assert path.read_bytes() == b"good" and store.lookup(store.key(spec())) is not None
+        monkeypatch.undo()
+        audit.check(store, stored.path, stored.size, stored.digest)

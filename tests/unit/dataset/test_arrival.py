@@ -118,3 +118,10 @@ def test_what_it_cannot_is_said(tmp_path: Path) -> None:
         StreamingDataset(job, order="random")
     with pytest.raises(UsageError, match="on_bad='skip' leaves some ranks"):
         list(arriving(job, on_bad="skip", rank=0, world_size=2))
+
+
+@pytest.mark.parametrize(("count", "tail"), [(1, "uneven"), (0, "uneven"), (0, "pad")])
+def test_a_rank_that_would_have_nothing_is_an_error_on_all(tmp_path: Path, count: int, tail: str) -> None:
+    for rank in range(2):
+        with pytest.raises(UsageError, match=f"job1 has {count} samples for 2 ranks"):
+            list(arriving(finished_job(tmp_path, 1, count), tail=tail, rank=rank, world_size=2))

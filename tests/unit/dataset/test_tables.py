@@ -69,6 +69,33 @@ def test_values_are_those_of_to_pylist(data: st.DataObject) -> None:
     assert repr(found) == repr(expected)
 
 
+def test_text_under_a_null_need_not_be_text() -> None:
+    ends = pa.array([0, 1, 3, 4], pa.int32()).buffers()[1]
+    column = pa.StringArray.from_buffers(3, ends, pa.py_buffer(b"a\xff\xfeb"), pa.py_buffer(b"\x05"))
+    assert tables.values(column) == ["a", None, "b"]
+
+
+TEXTS = ["one", None, "three, which is longer than what a view holds by itself"]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(TEXTS, pa.string_view()),
+        pa.array([[text] for text in TEXTS], pa.list_(pa.string_view())),
+        pa.DictionaryArray.from_arrays(pa.array([0, 1, 2], pa.int8()), pa.array(TEXTS, pa.string_view())),
+    ],
+    ids=["view", "list", "dictionary"],
+)
+def test_what_arrow_cannot_take_rows_of(tmp_path: Path, column: pa.Array) -> None:
+    """As it is with views of text, which Polars writes."""
+    path = tmp_path / "a.arrow"
+    with pa.ipc.new_file(path, pa.schema([("x", column.type)])) as writer:
+        writer.write_batch(pa.record_batch([column], names=["x"]))
+    with closing(formats.detect(path.name).open(path, "src", None)) as samples:
+        assert [row["x"] for row in samples.take([2, 0, 1])] == [column.to_pylist()[n] for n in (2, 0, 1)]
+
+
 # -- Parquet -----------------------------------------------------------------------------------------------------------
 
 
