@@ -128,12 +128,8 @@ def test_a_damaged_file_is_found_on_use_and_fetched_again(service: Service, orig
     assert 999 in list(StreamingDataset(job, timeout=60, verify=True)), "it was read once, and not written since"
 
 
-@pytest.mark.parametrize(
-    ("comes_back", "workers"), [(True, 0), (False, 0), pytest.param(False, 2, marks=pytest.mark.long)]
-)
-def test_an_origin_that_dies_in_the_middle_of_an_epoch(
-    service: Service, origin: Origin, comes_back: bool, workers: int
-) -> None:
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_an_origin_that_dies_in_the_middle_of_an_epoch(service: Service, origin: Origin, comes_back: bool) -> None:
     """Every rank says which file, of which origin, and why, by its own deadline; or goes on where it was."""
     gone = threading.Event()
     gone.set()
@@ -141,7 +137,7 @@ def test_an_origin_that_dies_in_the_middle_of_an_epoch(
     def while_it_lives(number: int) -> Behaviour:
         return lambda to: to.reset() if gone.is_set() else file(lines(number))(to)
 
-    kind = f"{comes_back}{workers}"
+    kind = f"dies-{comes_back}"
     urls = [origin.put(f"/{kind}-{n}.jsonl", lines(n)) for n in range(2)]
     urls += [origin.on(f"/{kind}-{n}.jsonl", while_it_lives(n)) for n in range(2, 6)]
     job = service.client().submit(urls, shard_files=1)
@@ -152,7 +148,7 @@ def test_an_origin_that_dies_in_the_middle_of_an_epoch(
         dataset = StreamingDataset(job, batch_size=5, timeout=timeout_s, rank=rank, world_size=2)
         began = time.monotonic()
         try:
-            for batch in DataLoader(dataset, batch_size=5, num_workers=workers):
+            for batch in DataLoader(dataset, batch_size=5):  # no workers: these would be forked from a thread
                 seen += batch.tolist()
                 began = time.monotonic()
         except (ingest.WaitTimeout, ingest.JobFailed) as error:
