@@ -21,6 +21,7 @@ from tests.servers.http import Origin
 from tests.servers.http.ranged import Answer, Ranged, content, digest_of
 from workers.fetchers.base import Context, Fetched, Interrupted
 from workers.fetchers.http import HttpFetcher
+from workers.fetchers.http.ranges import Download, RangesRefused
 
 MB = 1 << 20
 SIZE = 6 * MB + 12_345
@@ -271,6 +272,38 @@ class TestMisbehaviour:
         before = case.origin.count()
         case.gets()
         assert case.origin.count() == before + 1, "the next file is not tried that way"
+
+    def test_it_goes_on_alone_from_between_two_pieces_too(self, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The refusal is dealt with when the first answer has just claimed the last byte of a piece."""
+        claimed, refused = threading.Event(), threading.Event()
+        judge, go_alone = Download._judge, Download._go_alone
+
+        def judged(*args: Any) -> None:
+            assert claimed.wait(10)
+            judge(*args)
+
+        def dealt_with(download: Download, why: RangesRefused) -> None:
+            refused.set()  # under the lock that the first answer needs to go on
+            go_alone(download, why)
+
+        large = slow(twist=on_range()(header("ETag", None)))
+        case.serve(large)
+        scratch = case.scratch()
+        place = scratch.place
+
+        def hold(offset: int, data: memoryview) -> None:
+            if (offset + len(data)) % HTTP.range_bytes == 0:
+                claimed.set()
+                assert refused.wait(10)
+            place(offset, data)
+
+        monkeypatch.setattr(Download, "_judge", judged)
+        monkeypatch.setattr(Download, "_go_alone", dealt_with)
+        monkeypatch.setattr(scratch, "place", hold)
+        case.fetch(scratch)
+        right(scratch)
+        assert [status for status, _, _ in large.answers].count(200) == 1
+        scratch.close(discard=True)
 
     def test_who_lies_once_is_believed_in_nothing(self, case: Case) -> None:
         """What had come by ranges before is dropped, and brought by the first answer, which was waiting meanwhile."""

@@ -105,6 +105,8 @@ class Download:
         self._threads: list[threading.Thread] = []
         self._over = False
         self._alone = False
+        #: From here on the others' bytes are about to be forgotten, as soon as none of them works any more.
+        self._forget_from: int | None = None
         #: Why the first answer had to bring the rest alone, where it had to.
         self.refused: str | None = None
         self._fatal: BaseException | None = None
@@ -125,6 +127,7 @@ class Download:
         finally:
             self._over = True
             self._join()
+            self._forget()
             self._exchange.watch.idle = self._scratch.check
 
     def _join(self) -> None:
@@ -155,15 +158,15 @@ class Download:
         """No ranges any more: if the first answer still goes on, it brings all that follows it, by itself. What came by
         ranges is forgotten: they were not to be trusted. Raises RangesRefused where it does not go on."""
         first = self._first
-        if first not in self._alive or not first.on or not first.piece.left:
+        at_end = first.piece.end == self._total
+        if first not in self._alive or not first.on or not (at_end or self._wanted(first)):
             raise refused
         self._alone, self.refused = True, refused.why
         self._pace.limited(1)
         for connection in self._alive:
             connection.stop = connection is not first
         others = [connection.thread for connection in self._alive if connection is not first]
-        end = first.piece.end
-        self._plan.free = []
+        self._forget_from = first.piece.end  # it waits there
         self._changed.release()  # they need it to end
         try:
             for thread in others:
@@ -172,8 +175,16 @@ class Download:
             self._changed.acquire()
         if self._fatal is refused:
             self._fatal = None
-        self._scratch.cut(end)
-        self._plan.free = [(end, self._total)] if end < self._total else []
+        self._forget()
+
+    def _forget(self) -> None:
+        """What the others brought, none of whom works any more: it is for the first one to bring."""
+        with self._changed:
+            if (end := self._forget_from) is not None:
+                self._scratch.cut(end)
+                self._plan.free = [(end, self._total)] if end < self._total else []
+                self._forget_from = None
+                self._changed.notify_all()
 
     def _add(self) -> bool:
         session = self._spare.borrow(self._http.ranges)
@@ -316,4 +327,6 @@ class Download:
     def _wanted(self, connection: _Connection) -> bool:
         """Whether the next byte is this connection's to bring."""
         with self._changed:
+            while connection.on and not connection.piece.left and self._forget_from is not None and not self._over:
+                self._changed.wait(_TICK_S)
             return bool(connection.piece.left) or (connection.on and self._plan.grow(connection.piece))
