@@ -40,9 +40,9 @@ def origin() -> Iterator[Origin]:
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A Redis and a data node, shared by the tests of a module."""
+    """A Redis and a data node with the default settings, shared by all tests that leave them as they found them."""
     with running_service(tmp_path_factory.mktemp("service")) as started:
         yield started
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from say import Timed, say
+from say import Timed, say, together
 
 BATCH = 64
 
@@ -60,11 +60,6 @@ LIBRARIES: dict[str, Callable[[str, Path, str], Any]] = {
     "mosaicml-streaming": mosaicml_streaming,
     "ingest": ingest,
 }
-
-
-def together(samples: list[Any]) -> list[Any]:
-    """No tensors are made: a batch is its samples."""
-    return samples
 
 
 def main(library: str, kind: str, folder: str, workers: str, samples: str, job: str = "") -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from say import Timed, say
+from say import Timed, say, together
 
 BATCH = 64
 Start = Callable[[], Any]
@@ -66,11 +66,6 @@ LIBRARIES: dict[str, Callable[[str, list[str], str], Start]] = {
     "mosaicml-streaming": mosaicml_streaming,
     "ingest": ingest,
 }
-
-
-def together(samples: list[Any]) -> list[Any]:
-    """No tensors are made: a batch is its samples."""
-    return samples
 
 
 def main(library: str, url: str, shards: str, cache: str) -> None:

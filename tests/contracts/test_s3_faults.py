@@ -18,8 +18,8 @@ from tests.contracts.s3cases import Scripted, profile, scratch, sha256, spec_of
 from tests.servers.simulated import Object, SimulatedS3
 from workers.fetchers.base import Interrupted
 from workers.fetchers.s3 import S3Fetcher
-from workers.fetchers.s3.client import Profile, client_for
 from workers.fetchers.s3.answers import NoRange
+from workers.fetchers.s3.client import Profile, client_for
 from workers.fetchers.s3.read import reader_for
 
 ANSWERS = [

@@ -75,6 +75,7 @@ def coloured(number: int, count: int) -> bytes:
     return out.getvalue()
 
 
+@pytest.mark.long
 def test_images_are_told_apart(service: Service, origin: Origin) -> None:
     urls = [origin.put(f"/images-{n}.tar", coloured(n, 60)) for n in range(4)]
     accuracy, images = run(service, str(EXAMPLES / "images.py"), *urls).removeprefix("accuracy ").split(" over ")

@@ -245,6 +245,18 @@ def published(rig: Rig) -> tuple[list[str], list[LocalFile]]:
     return names, files
 
 
+def damaged_by(how: str, rig: Rig, files: list[LocalFile]) -> list[LocalFile]:
+    """Two of them, damaged; who asks for their path is told, where that can be seen at a glance."""
+    harm, seen, _ = DAMAGE[how]
+    victims = rig.rng.sample(files, 2)
+    for file in victims:
+        harm(file.path)
+        if seen:
+            with pytest.raises(StoreError):
+                _ = file.path
+    return victims
+
+
 def fetched_again(rig: Rig, names: list[str], victims: list[LocalFile]) -> None:
     """Another job of the same files fetches those that were damaged, and only those."""
     urls = [rig.origin.url(f"/{name}.bin") for name in names]
@@ -263,15 +275,10 @@ USES = [("cut", "a reader"), ("cut", "another job"), ("removed", "a reader"), ("
 def test_damage_is_found_on_use(rigs: Rigs, how: str, use: str) -> None:
     """No ``store verify``. A path is not given out for a file of another size; a reader of the same job has it fetched
     again, and so has another job. Other bytes of the same size are found by who reads all of them."""
-    harm, seen, _ = DAMAGE[how]
+    seen = DAMAGE[how][1]
     rig = rigs(config=CONFIG, swept_s=20)
     names, files = published(rig)
-    victims = rig.rng.sample(files, 2)
-    for file in victims:
-        harm(file.path)
-        if seen:
-            with pytest.raises(StoreError):
-                _ = file.path
+    victims = damaged_by(how, rig, files)
     begun = time.monotonic()
     if use != "another job":
         samples = stream(rig.load.asked[0].job, verify=not seen)
@@ -285,16 +292,11 @@ def test_damage_is_found_on_use(rigs: Rigs, how: str, use: str) -> None:
 @pytest.mark.parametrize("how", DAMAGE)
 def test_files_damaged_after_publication(rigs: Rigs, how: str) -> None:
     """Under load: ``store verify`` names what is damaged and nothing else, and it is fetched again."""
-    harm, seen, says = DAMAGE[how]
+    _, seen, says = DAMAGE[how]
     rig = rigs(config=CONFIG, swept_s=20)
     names, files = published(rig)
     assert rig.service.run("store", "verify").returncode == 0
-    victims = rig.rng.sample(files, 2)
-    for file in victims:
-        harm(file.path)
-        if seen:
-            with pytest.raises(StoreError):
-                _ = file.path
+    victims = damaged_by(how, rig, files)
     begun = time.monotonic()
     found = rig.service.run("store", "verify", "--json")
     damaged = {d["uri"]: d["reason"] for d in json.loads(found.stdout)["damaged"]}

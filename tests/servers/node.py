@@ -112,10 +112,12 @@ class Service:
         return worker
 
     def await_ready(self, worker: Worker) -> None:
+        client = self.client()
+
         def up() -> bool:
             if worker.process.poll() is not None:
                 raise AssertionError(f"the worker ended: {worker.log.read_text()[-2000:]}")
-            return any(w.pid == worker.process.pid for w in self.client().workers())
+            return any(w.pid == worker.process.pid for w in client.workers())
 
         until(up, "the worker is ready")
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
 from ingest.dataset.follow import Extent
 from ingest.dataset.order import Entry, Order, Recipe
 from ingest.dataset.shuffle import KINDS
+
+T = TypeVar("T")
 
 Sample = tuple[int, int]  # (file, number in it)
 
@@ -39,18 +42,22 @@ class Counts:
         return Entry(self.counts[position], f"file {position}")
 
 
-def samples_at(order: Order, places: range) -> list[Sample]:
-    """What an order gives at these places, in as many steps as it takes."""
-    out: list[Sample] = []
+def slots_of(locate: Callable[[range], Iterable[Any]], sample: Callable[[Any, int], T], places: range) -> list[T]:
+    """``sample`` of each pick and number at these places, in as many steps as ``locate`` takes."""
+    out: list[T] = []
     while places:
-        picks = order.locate(places)
-        found = {slot: (p.position, n) for p in picks for n, slot in zip(p.numbers, p.slots, strict=True)}
+        found = {slot: sample(p, n) for p in locate(places) for n, slot in zip(p.numbers, p.slots, strict=True)}
         assert sorted(found) == list(range(len(found)))
         out += [found[slot] for slot in range(len(found))]
         if not found:
             break
         places = places[len(found) :]
     return out
+
+
+def samples_at(order: Order, places: range) -> list[Sample]:
+    """What an order gives at these places."""
+    return slots_of(order.locate, lambda pick, n: (pick.position, n), places)
 
 
 def epoch_of(counts: Sequence[int], recipe: Recipe) -> list[Sample]:

@@ -19,7 +19,7 @@ from ingest.dataset.share import TAILS, Share, turn_of
 from ingest.dataset.shuffle import KINDS
 from ingest.errors import ResumeError, UsageError
 from tests.unit.dataset.fakes import FakeJob, expected, finished_job, write_lines
-from tests.unit.dataset.loaders import global_batches, rank_batches
+from tests.unit.dataset.loaders import all_of, global_batches, rank_batches, stop_and_resume_anywhere
 
 RANKS, WORKERS = (1, 2, 3, 8), (0, 1, 3)
 COUNTS = (7, 0, 12, 1, 5, 20, 3, 9)
@@ -37,10 +37,6 @@ def job_of(folder: Path, counts: tuple[int, ...], id: str = "job1") -> FakeJob:
         job.end(number, [write_lines(folder, f"{number}.jsonl", [number * 1000 + n for n in range(count)])])
     job.tell(complete=True, state="done")
     return job
-
-
-def all_of(job: FakeJob, **layout: Any) -> list[int]:
-    return list(itertools.chain(*global_batches(job, **layout)))
 
 
 ALL = sorted(number * 1000 + n for number, count in enumerate(COUNTS) for n in range(count))
@@ -115,33 +111,7 @@ def test_five_files_for_eight_ranks_with_four_workers_each(tmp_path: Path) -> No
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_stopped_anywhere_and_resumed_under_any_layout(job: FakeJob, data: st.DataObject) -> None:
-    pick = data.draw
-    options: dict[str, Any] = {
-        "shuffle": pick(st.sampled_from(KINDS)),
-        "shuffle_window": pick(st.sampled_from([4, 30])),
-        "streams": pick(st.sampled_from([1, 2, 8])),
-        "seed": pick(st.integers(0, 9)),
-        "tail": "uneven",
-    }
-    epoch = pick(st.integers(0, 2))
-    whole = all_of(job, epoch=epoch, **options)
-    got: list[int] = []
-    state = None
-    for _ in range(pick(st.integers(1, 3))):
-        layout = {"world": pick(st.sampled_from(RANKS)), "workers": pick(st.sampled_from(WORKERS)), "batch": 2}
-        steps = pick(st.integers(0, 4))
-        taken = list(itertools.islice(global_batches(job, **layout, state=state, epoch=epoch, **options), steps))
-        got += itertools.chain(*taken)
-        dataset = StreamingDataset(job, rank=0, world_size=1, **options)
-        if state is not None:
-            dataset.load_state_dict(state)
-        else:
-            dataset.set_epoch(epoch)
-        iter(dataset)
-        state = json.loads(json.dumps(dataset.state_dict(len(got) - (state["samples"] if state else 0))))
-        dataset.close()
-        assert state["samples"] == len(got)
-    assert got + all_of(job, world=pick(st.sampled_from(RANKS)), workers=1, state=state, **options) == whole
+    stop_and_resume_anywhere(job, data, ranks=RANKS, workers=WORKERS)
 
 
 def test_the_dataset_says_where_it_stands_without_workers(job: FakeJob) -> None:

@@ -24,8 +24,8 @@ from ingest.dataset.shuffle import KINDS
 from ingest.dataset.turns import BLOCK, Turns
 from ingest.errors import JobFailed, ResumeError, UsageError, WaitTimeout
 from tests.unit.dataset.fakes import FakeJob, failure, until, write_lines
-from tests.unit.dataset.loaders import global_batches
-from tests.unit.dataset.orders import Counts, epoch_of
+from tests.unit.dataset.loaders import all_of, stop_and_resume_anywhere
+from tests.unit.dataset.orders import Counts, epoch_of, slots_of
 
 WEIGHTS = st.lists(st.sampled_from([1, 1e-9, 0.3, 0.7, 2.5, 1000.0]) | st.floats(1e-3, 1e3), min_size=1, max_size=9)
 
@@ -57,16 +57,7 @@ def test_turns_are_the_same_for_ever() -> None:
 
 def samples_of(epoch: Epoch, places: range) -> list[tuple[int, int, int]]:
     """(job, file, number) at these places, in as many steps as it takes."""
-    out: list[tuple[int, int, int]] = []
-    while places:
-        picks = epoch.locate(places)
-        found = {slot: (p.job, p.position, n) for p in picks for n, slot in zip(p.numbers, p.slots, strict=True)}
-        assert sorted(found) == list(range(len(found)))
-        out += [found[slot] for slot in range(len(found))]
-        if not found:
-            break
-        places = places[len(found) :]
-    return out
+    return slots_of(epoch.locate, lambda pick, n: (pick.job, pick.position, n), places)
 
 
 JOBS = st.lists(st.lists(st.sampled_from([0, 1, 5, 40]), min_size=1, max_size=4).filter(any), min_size=1, max_size=4)
@@ -145,10 +136,6 @@ def mixed(jobs: list[FakeJob], stop: str | int = "all", weights: tuple[float, ..
     return ingest.mix(zip(jobs, weights, strict=True), stop=stop)
 
 
-def all_of(mixture: Any, **layout: Any) -> list[str]:
-    return list(itertools.chain(*global_batches(mixture, **layout)))
-
-
 @pytest.mark.parametrize(("stop", "samples"), [("first", None), ("all", None), (100, 100)])
 @pytest.mark.parametrize("shuffle", [False, "window"])
 def test_the_global_order_is_that_of_one_rank(
@@ -165,33 +152,8 @@ def test_the_global_order_is_that_of_one_rank(
 @settings(max_examples=12, deadline=None)
 @given(st.data())
 def test_stopped_anywhere_and_resumed_under_any_layout(jobs: list[FakeJob], data: st.DataObject) -> None:
-    pick = data.draw
-    options: dict[str, Any] = {
-        "shuffle": pick(st.sampled_from(KINDS)),
-        "shuffle_window": pick(st.sampled_from([4, 30])),
-        "streams": pick(st.sampled_from([1, 2])),
-        "seed": pick(st.integers(0, 9)),
-        "tail": "uneven",
-    }
-    mixture, epoch = mixed(jobs, pick(st.sampled_from(["first", "all", 70]))), pick(st.integers(0, 2))
-    whole = all_of(mixture, epoch=epoch, **options)
-    got: list[str] = []
-    state = None
-    for _ in range(pick(st.integers(1, 3))):
-        layout = {"world": pick(st.sampled_from(RANKS)), "workers": pick(st.sampled_from(WORKERS)), "batch": 2}
-        steps = pick(st.integers(0, 5))
-        taken = list(itertools.islice(global_batches(mixture, **layout, state=state, epoch=epoch, **options), steps))
-        got += itertools.chain(*taken)
-        dataset = StreamingDataset(mixture, rank=0, world_size=1, **options)
-        if state is not None:
-            dataset.load_state_dict(state)
-        else:
-            dataset.set_epoch(epoch)
-        iter(dataset)
-        state = json.loads(json.dumps(dataset.state_dict(len(got) - (state["samples"] if state else 0))))
-        dataset.close()
-        assert state["samples"] == len(got)
-    assert got + all_of(mixture, world=pick(st.sampled_from(RANKS)), workers=1, state=state, **options) == whole
+    mixture = mixed(jobs, data.draw(st.sampled_from(["first", "all", 70])))
+    stop_and_resume_anywhere(mixture, data, ranks=RANKS, workers=WORKERS)
 
 
 def test_a_state_names_the_job_whose_files_are_others(jobs: list[FakeJob], tmp_path: Path) -> None:
