@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from celery import Celery
 
 from ingest.braces import count_braces
+from ingest.cuts import cut_listed
 from ingest.errors import FetchError
 from ingest.ledger import Claim, Result, Settled, WorkLedger
 from ingest.model import Failure, FileSpec
@@ -21,7 +22,7 @@ from workers.control import Control
 from workers.listing import from_origin
 from workers.node import Node
 from workers.outcome import failure_of
-from workers.plan import Ended, Planning, control_of, cut_listed, go
+from workers.plan import Ended, Planning, control_of, go
 from workers.transfer import Transfer
 
 #: Keys in a page of a listing, and bytes in a range of an object: what one request to an object store brings.

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery import Celery
 
-from ingest.client.submission import SOME
+from ingest.cuts import cut_listed
 from ingest.doorbell import ring
 from ingest.errors import FetchError, FetchTimeout, NodeUnfit, NothingMatched, TransientFetchError
 from ingest.ledger import Claim, NewUnit, Result, Settled, WorkLedger, batched, fit
@@ -31,10 +31,6 @@ from workers.outcome import failure_of
 from workers.report import Events
 from workers.retry import delay_s, is_final
 
-#: A shard of listed files holds about this much, where their sizes are known …
-SHARD_BYTES = 64 << 20
-#: … and not more files than this, so that one of it is seconds of work.
-SHARD_FILES = 256
 #: Shards in one step of planning: what is added, and rung for, at once.
 STEP = 200
 #: How long a planner that is far enough ahead rests; it is woken when half of what it added is done.
@@ -188,19 +184,3 @@ def go(planning: Planning, hostname: str | None) -> Settled:
     log.log(20 if state == "done" or planning.ahead or planning.awaits else 30, f"plan.{state}", extra=facts)
     events.ended(claim, state, summary, seconds)
     return settled
-
-
-def cut_listed(specs: Iterator[FileSpec], wanted: int | None, seen: int = 0) -> Iterator[list[FileSpec]]:
-    """Shards from a listing whose length is not known: small ones at first, so that work begins and is spread at
-    once, larger ones as the list goes on."""
-    shard: list[FileSpec] = []
-    size = 0
-    for number, spec in enumerate(specs, seen):
-        most = wanted or min(SHARD_FILES, max(min(SOME, 1 + number // SOME), number // 256))
-        if shard and (len(shard) >= most or (wanted is None and size + (spec.size or 0) > SHARD_BYTES)):
-            yield shard
-            shard, size = [], 0
-        shard.append(spec)
-        size += spec.size or 0
-    if shard:
-        yield shard

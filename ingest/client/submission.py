@@ -14,16 +14,12 @@ from typing import Any
 from ingest.apis import check_api
 from ingest.braces import count_braces, expand_braces, is_pattern
 from ingest.client.local import Survey, check_local, listed
+from ingest.cuts import shard_size
 from ingest.errors import BadSource, UsageError
 from ingest.manifests import FORMATS
 from ingest.model import FileSpec
 from ingest.sources import AnySource, Api, Manifest, Pack, Source, Sql, check_source_text, parse_digest
 
-#: A list of so many files is cut into shards of one: files of which there are few are mostly large. What a shard costs
-#: by itself is as much as several small files do, so of more files SOME are together, of very many up to MOST_FILES.
-FEW, SOME, SHARDS, MOST_FILES = 64, 16, 256, 256
-#: Shards for each process of the fleet, as far as there are files: so that all have work until the end.
-EACH = 4
 #: Samples of a packed shard: what is known of them is in the memory of the worker that packs it.
 MOST_SAMPLES = 100_000
 #: Schemes of stores that keep older versions of an object, and give one by its id.
@@ -217,14 +213,6 @@ def check_pack(
     if other := next((s for s in sources if not isinstance(s, Source | Manifest)), None):
         raise UsageError(f"{other.uri}: pack= is for files; what a database or an API gives is one file already")
     return made
-
-
-def shard_size(files: int, wanted: int | None, slots: int = 0) -> int:
-    """Files per shard for that many literal files in all, on a fleet of so many processes."""
-    if wanted is not None:
-        return wanted
-    size = max(min(SOME, math.ceil(files / FEW)), min(MOST_FILES, math.ceil(files / SHARDS)))
-    return max(1, min(size, files // (EACH * slots) if slots else size))
 
 
 def cut(

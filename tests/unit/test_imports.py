@@ -33,6 +33,7 @@ ARROWS: dict[str, set[str]] = {
     "ingest.manifests": {"ingest.streams", *NOUNS},
     "ingest.digests": NOUNS,
     "ingest.queues": set(),
+    "ingest.cuts": NOUNS,
     "ingest.placement": {"ingest.queues", *NOUNS},
     "ingest.ledger": {
         "ingest.names",

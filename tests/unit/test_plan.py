@@ -10,6 +10,7 @@ import pytest
 from celery import Celery
 
 from ingest.app import app_for
+from ingest.cuts import cut_listed
 from ingest.ledger import Claim, NewUnit, Result, WorkLedger
 from ingest.ledger.redis import text
 from ingest.model import Failure, FileSpec, JobOptions
@@ -24,7 +25,7 @@ from tests.unit.ledgers import PLANS, check, claim, connect, expire, ripen, stat
 from workers.control import Control
 from workers.counting import count_unit, listing_requests, requests_for
 from workers.node import Node
-from workers.plan import Planning, cut_listed, go, plan_source
+from workers.plan import Planning, go, plan_source
 
 
 @pytest.fixture(scope="module")

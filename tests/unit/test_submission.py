@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.client.submission import MOST_FILES, Unit, check, cut, needs_origin, positive, shard_size
+from ingest.client.submission import Unit, check, cut, needs_origin, positive
+from ingest.cuts import MOST, shard_size
 from ingest.errors import BadSource, UsageError
 from ingest.model import FileSpec
 from ingest.sources import AnySource, Manifest, Source, Sql
@@ -65,7 +66,7 @@ class TestCutting:
         [(1, 1), (64, 1), (65, 2), (1024, 16), (4096, 16), (4097, 17), (65_536, 256), (65_537, 256), (10**8, 256)],
     )
     def test_shards_grow_when_there_are_many(self, files: int, size: int) -> None:
-        assert shard_size(files, None) == size <= MOST_FILES and shard_size(files, 7) == 7
+        assert shard_size(files, None) == size <= MOST and shard_size(files, 7) == 7
 
     @pytest.mark.parametrize(
         ("files", "slots", "size"), [(1000, 8, 16), (1000, 200, 1), (1024, 64, 4), (10**6, 800, 256)]
@@ -90,7 +91,7 @@ class TestCutting:
         assert len(places) == listed
         assert [u.index for u in units] == sorted(u.index for u in units)
         assert [u.source for u in units if u.source] == [s for s in sources if needs_origin(s)]
-        assert all(len(u.files) <= (wanted or MOST_FILES) for u in units)
+        assert all(len(u.files) <= (wanted or MOST) for u in units)
 
     def test_a_huge_range_is_cut_as_it_is_read(self) -> None:
         units = cut([Source("https://h/{00000000..99999999}")], None)
