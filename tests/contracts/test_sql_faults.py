@@ -37,6 +37,7 @@ def postgres() -> Iterator[PostgresServer]:
         server.execute(
             "CREATE TABLE t AS SELECT i AS id, 'v' || i AS v FROM generate_series(1, 1000) AS i",
             "CREATE ROLE poor LOGIN",
+            "CREATE TYPE mood AS ENUM ('sad', 'glad')",
             "CREATE FUNCTION fails(state text, i int) RETURNS int LANGUAGE plpgsql AS "
             "$$ BEGIN IF i = 1 THEN RAISE EXCEPTION 'as it says' USING ERRCODE = state; END IF; RETURN 1; END $$",
         )
@@ -167,6 +168,7 @@ def test_a_statement_that_takes_too_long_in_the_middle_of_the_rows(postgres: Pos
     ("change", "says"),
     [
         ("ALTER TABLE altered ALTER v TYPE text", "column 'v' was int4 when the partitions were planned, and is text"),
+        ("ALTER TABLE altered ALTER v TYPE mood USING 'sad'", "column 'v' was int4 when .*, and is mood"),
         ("ALTER TABLE altered ALTER w TYPE numeric(9,3)", r"column 'w' was numeric \d+ when .*, and is numeric \d+"),
         ("ALTER TABLE altered DROP v", "column 'v' was int4 when the partitions were planned, and is not there"),
         ("ALTER TABLE altered ADD x int", "column 'x' was not there when the partitions were planned, and is int4"),

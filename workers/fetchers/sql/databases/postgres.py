@@ -20,7 +20,7 @@ from workers.fetchers.sql import parts
 from workers.fetchers.sql.databases import postgres_types as types
 from workers.fetchers.sql.databases.base import BATCH_BYTES, same
 from workers.fetchers.sql.databases.errors import Refused
-from workers.fetchers.sql.databases.libpq import begin, import_snapshot, libpq_uri
+from workers.fetchers.sql.databases.libpq import DRIVER, begin, import_snapshot, libpq_uri
 from workers.fetchers.sql.databases.moments import MomentPast
 from workers.fetchers.sql.parts import Bound, quoted, text_literal
 
@@ -37,7 +37,7 @@ class PostgresDatabase:
 
     def __init__(self, url: URL, limits: Limits) -> None:
         self._cursor: adbc.Cursor | None = None
-        self._connection = adbc.connect(libpq_uri(url, limits))
+        self._connection = adbc.connect(libpq_uri(url, limits), DRIVER)
         try:
             for setting in begin(limits, int(self._connection.adbc_get_info()["vendor_version"])):
                 self._rows(setting)
@@ -72,8 +72,9 @@ class PostgresDatabase:
     def describe(self, part: Mapping[str, Any], several: bool) -> dict[str, Any]:
         statement = parts.select(self, parts.unordered(part))
         schema = self._schema(statement)
-        found: dict[str, Any] = {"types": types.tags(schema)} if several else {}
-        if arrays := [column.name for column in types.columns(schema, self._rows, {}) if column.array]:
+        columns = types.columns(schema, self._rows, {})
+        found: dict[str, Any] = {"types": types.tags(columns)} if several else {}
+        if arrays := [column.name for column in columns if column.array]:
             (most,) = self._rows(types.dims_query(statement, arrays, _PROBE_ROWS))
             found["dims"] = {name: dims for name, dims in zip(arrays, most, strict=True) if (dims or 1) > 1}
         if several and part.get("table") and part.get("consistent"):
@@ -139,11 +140,11 @@ class PostgresDatabase:
             FROM pg_class AS c LEFT JOIN pg_am AS m ON m.oid = c.relam WHERE c.oid = {self._regclass(table)}""")
         return dict(zip(names, row, strict=True))
 
-    def _check_plan(self, part: Mapping[str, Any], asked: pa.Schema) -> None:
+    def _check_plan(self, part: Mapping[str, Any], found: Sequence[types.Column]) -> None:
         """What was planned must still be so. Where all partitions are of one moment they are then planned anew."""
         try:
             if parts.is_share(part):
-                same(part["types"], types.tags(asked))
+                same(part["types"], types.tags(found))
             if part.get("table") and part.get("consistent"):
                 self._check_rewritten(part)
         except Refused as error:
@@ -160,7 +161,7 @@ class PostgresDatabase:
     def stream(self, part: Mapping[str, Any]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         asked = self._schema(parts.select(self, part))  # and from now on nobody else may rewrite the table
         found = types.columns(asked, self._rows, part.get("dims") or {})
-        self._check_plan(part, asked)
+        self._check_plan(part, found)
         items = [*(column.item for column in found), *types.extra_items(found)]
         self._cursor = cursor = self._connection.cursor()  # kept: its end is the end of the stream
         cursor.adbc_statement.set_options(**{StatementOptions.BATCH_SIZE_HINT_BYTES.value: str(BATCH_BYTES)})

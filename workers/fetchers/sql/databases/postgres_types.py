@@ -6,6 +6,7 @@ Arrow cannot hold as another time: both are found out here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -32,28 +33,33 @@ _KNOWN = {"json", "jsonb", *_ASK}
 #: What is before all times that PostgreSQL has (4714 BC) did not fit: ADBC adds 30 years to infinity, and it wraps.
 _FIRST_DAY, _FIRST_MICROSECOND = -2_440_590, -2_440_590 * 86_400_000_000
 
-#: Types that ADBC hands over as bytes: some have a cast to real[], as pgvector's have; those that it does not know by
-#: name may be arrays, of a domain too.
+#: What ADBC calls a type that is not among those that every PostgreSQL has.
+_UNNAMED = re.compile(r"unnamed<oid:(\d+)>")
+#: Types that ADBC hands over as bytes: some have a cast to real[], as pgvector's have; others are arrays of domains,
+#: which may be of further domains.
 _CATALOGUE = """
-    SELECT n.name, CASE
+    SELECT n.name, t.typname::text, CASE
         WHEN EXISTS (SELECT FROM pg_cast AS c WHERE c.castsource = t.oid AND c.casttarget = 'real[]'::regtype)
             THEN 'float4[]'
-        WHEN t.typcategory <> 'A' THEN 'text'
-        WHEN e.typbasetype = ANY (
-            '{{int2,int4,int8,float4,float8,bool,date,time,timestamp,timestamptz,bytea}}'::regtype[])
-            THEN e.typbasetype::regtype::text || '[]'
-        ELSE 'text[]' END
-    FROM unnest(ARRAY[{names}]) AS n(name)
-        JOIN pg_type AS t ON n.name IN (t.typname, 'unnamed<oid:' || t.oid || '>')
-        LEFT JOIN pg_type AS e ON e.oid = t.typelem"""
+        WHEN t.typoutput <> 'array_out'::regproc THEN 'text'
+        ELSE coalesce((
+            WITH RECURSIVE element(oid, base) AS (
+                SELECT e.oid, e.typbasetype FROM pg_type AS e WHERE e.oid = t.typelem
+                UNION ALL SELECT b.oid, b.typbasetype FROM element JOIN pg_type AS b ON b.oid = element.base
+            )
+            SELECT oid::regtype::text || '[]' FROM element WHERE oid = ANY (
+                '{{int2,int4,int8,float4,float8,bool,date,time,timestamp,timestamptz,bytea}}'::regtype[])
+        ), 'text[]') END
+    FROM (VALUES {types}) AS n(name, oid) JOIN pg_type AS t ON t.oid = n.oid"""
 
 
 @dataclass(frozen=True)
 class Column:
-    """``ask``: the type to ask for instead of its own, or None. ``kind``: the type in the file where it is not that of
-    what comes. ``dims``: of an array."""
+    """``type``: as the server says it. ``ask``: the type to ask for instead of its own, or None. ``kind``: the type in
+    the file where it is not that of what comes. ``dims``: of an array."""
 
     name: str
+    type: str
     ask: str | None = None
     kind: pa.DataType | None = None
     array: bool = False
@@ -64,32 +70,44 @@ class Column:
         return f"{quoted(self.name)}::{self.ask} AS {quoted(self.name)}" if self.ask else quoted(self.name)
 
 
-def tags(schema: pa.Schema) -> list[list[str]]:
-    """``[[column, type], …]`` as the server says it: what must be the same for all partitions."""
-    return [[field.name, f"{_name(field)} {_modifier(field)}".removesuffix(" -1")] for field in schema]
+def tags(found: Sequence[Column]) -> list[list[str]]:
+    """``[[column, type], …]``: what must be the same for all partitions."""
+    return [[column.name, column.type] for column in found]
 
 
 def columns(schema: pa.Schema, rows: Callable[[str], list[tuple[Any, ...]]], dims: Mapping[str, int]) -> list[Column]:
     """How to ask for each column of a prepared statement. ``rows`` runs a statement on the catalogue."""
     check_names(schema.names)
     names = sorted({_name(field) for field in schema if _is_foreign(field.type) and _name(field) not in _KNOWN})
-    asks = dict(rows(_CATALOGUE.format(names=", ".join(map(text_literal, names))))) if names else {}
-    return [_column(field, asks, dims.get(field.name, 1)) for field in schema]
+    asked = ", ".join(f"({text_literal(name)}, {_oid(name)})" for name in names)
+    known = {row[0]: row[1:] for row in rows(_CATALOGUE.format(types=asked))} if names else {}
+    found = []
+    for field in schema:
+        name, ask = known.get(_name(field), (_name(field), None))
+        found.append(_column(field, name, ask, dims.get(field.name, 1)))
+    return found
+
+
+def _oid(name: str) -> str:
+    """The expression for the number of a type. Others may have made one with the name of PostgreSQL's own."""
+    unnamed = _UNNAMED.fullmatch(name)
+    return f"{unnamed[1]}::oid" if unnamed else f"to_regtype({text_literal(f'pg_catalog.{quoted(name)}')})::oid"
 
 
 def _is_foreign(kind: pa.DataType) -> bool:
     return isinstance(kind, pa.BaseExtensionType)
 
 
-def _column(field: pa.Field, asks: Mapping[str, str], dims: int) -> Column:
-    name, kind = _name(field), field.type
-    ask = _ASK.get(name) or asks.get(name)
+def _column(field: pa.Field, name: str, ask: str | None, dims: int) -> Column:
+    kind, said = field.type, f"{name} {_modifier(field)}".removesuffix(" -1")
+    ask = ask or _ASK.get(_name(field))
     if ask is None and pa.types.is_list(kind):
-        ask = "text[]" if _is_foreign(kind.value_type) or pa.types.is_struct(kind.value_type) else None
-    elif ask is None and (pa.types.is_struct(kind) or (_is_foreign(kind) and name not in _KNOWN)):
+        ask = "text[]" if _is_foreign(kind.value_type) else None
+    elif ask is None and _is_foreign(kind) and _name(field) not in _KNOWN:
         ask = "text"
     array = pa.types.is_list(kind) or (ask is not None and ask.endswith("[]") and ask != _VECTOR)
-    return Column(field.name, ask, _decimal(field) if name == "numeric" else None, array, dims if array else 1)
+    decimal = _decimal(field) if _name(field) == "numeric" else None
+    return Column(field.name, said, ask, decimal, array, dims if array else 1)
 
 
 def _name(field: pa.Field) -> str:
