@@ -100,16 +100,20 @@ class Plan:
 
 
 class Pace:
-    """How many connections to have: twice as many as long as that brings more bytes a second, and no more then.
+    """How many connections to have: more, as long as that brings more bytes a second, and no more then.
 
     An origin that limits each connection is met with many, one that is at its limit, or ours, with few. What an origin
     has refused (429, 503) is not asked for again.
     """
 
-    #: A connection is measured when it is past its beginning, for long enough to even out its bursts.
+    #: A connection is measured when it is past its beginning, for long enough to even out its bursts; one that is to
+    #: prove that it was worth it, for two such windows.
     SETTLE_S, WINDOW_S = 0.2, 0.5
     #: Twice the connections should bring twice the bytes; below this they only take each other's.
     GROWTH = 1.25
+    #: Each of so many brings as much as one of fewer did: it is the connection that is limited, and they are far from
+    #: what the origin can give.
+    EACH_AS_MUCH = 0.9
     #: A line may be better later.
     AGAIN_S = 20.0
 
@@ -124,21 +128,29 @@ class Pace:
         """Called now and then with the bytes so far and the connections there are; how many there should be."""
         if alive != self._alive:
             self._alive, self._since, self._at = alive, now + self.SETTLE_S, -1
-        elif now >= self._since and self._at < 0:
-            self._since, self._at = now, brought
-        elif self._at >= 0 and now - self._since >= self.WINDOW_S:
-            self._judge(now, alive, (brought - self._at) / (now - self._since))
+        elif (now >= self._since and self._at < 0) or (self._at >= 0 and self._judge(now, alive, brought - self._at)):
             self._since, self._at = now, brought
         return self.target
 
-    def _judge(self, now: float, alive: int, rate: float) -> None:
-        if self._base is not None and alive > self._base[0] and rate < self.GROWTH * self._base[1]:
-            self.target, self._base, self._hold_until = self._base[0], None, now + self.AGAIN_S
-            return
-        if now < self._hold_until or alive < self.target or alive >= self._most:
-            return
-        self._base = (alive, rate)
-        self.target = min(2 * alive, self._most)
+    def _judge(self, now: float, alive: int, came: int) -> bool:
+        """Whether that window is over, in which so many bytes came."""
+        seconds = now - self._since
+        if seconds < self.WINDOW_S:
+            return False
+        rate, times = came / seconds, 2
+        if self._base is not None and alive > self._base[0]:
+            fewer, before = self._base
+            if rate < self.GROWTH * before:
+                self.target, self._base, self._hold_until = fewer, None, now + self.AGAIN_S
+                return True
+            if seconds < 2 * self.WINDOW_S:
+                return False
+            if rate / alive >= self.EACH_AS_MUCH * before / fewer:
+                times = 4
+        if now >= self._hold_until and self.target <= alive < self._most:
+            self._base = (alive, rate)
+            self.target = min(times * alive, self._most)
+        return True
 
     def limited(self, alive: int) -> None:
         """The origin has refused one more than ``alive``."""
