@@ -33,9 +33,9 @@ def run(service: Service, *command: str) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def torchrun(processes: int, *arguments: str) -> list[str]:
+def torchrun(processes: int, example: str, *arguments: str) -> list[str]:
     start = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
-    return [*start, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(EXAMPLES / "ddp.py"), *arguments]
+    return [*start, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(EXAMPLES / example), *arguments]
 
 
 def pairs(number: int, count: int) -> bytes:
@@ -46,12 +46,15 @@ def pairs(number: int, count: int) -> bytes:
 
 @pytest.mark.long  # a dozen processes that import torch
 @pytest.mark.timeout(400)
-def test_ddp_goes_on_with_another_number_of_processes(service: Service, origin: Origin, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("example", "option"), [("ddp.py", "--checkpoint"), ("accelerate_loop.py", "--folder")])
+def test_it_goes_on_with_another_number_of_processes(
+    service: Service, origin: Origin, tmp_path: Path, example: str, option: str
+) -> None:
     counts = [37, 5, 80, 22, 61]
-    urls = [origin.put(f"/ddp-{n}.jsonl", pairs(n, count)) for n, count in enumerate(counts)]
-    whole = run(service, *torchrun(1, "--checkpoint", str(tmp_path / "none.pt"), "--workers", "0", *urls))
+    urls = [origin.put(f"/{example}-{n}.jsonl", pairs(n, count)) for n, count in enumerate(counts)]
+    whole = run(service, *torchrun(1, example, option, str(tmp_path / "none"), "--workers", "0", *urls))
     assert whole.startswith(f"{sum(counts) // 24 * 24 * 2} samples, sum ")
-    saved = ["--checkpoint", str(tmp_path / "c.pt")]
+    saved = [example, option, str(tmp_path / "saved")]
     assert run(service, *torchrun(2, *saved, "--steps", "5", *urls)).startswith("120 samples")
     assert run(service, *torchrun(1, *saved, "--steps", "6", "--workers", "0", *urls)).startswith("264 samples")
     assert run(service, *torchrun(4, *saved, *urls)) == whole
