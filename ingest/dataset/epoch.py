@@ -118,6 +118,10 @@ class Epoch:
             slots.append(slot)
         return [Pick(position, *both, job) for (job, position), both in found.items()]
 
+    def turns(self, place: int) -> list[int]:
+        """How many samples of each job come before that place."""
+        return self._turns.before(place)
+
     def has(self, place: int) -> bool:
         """Whether the epoch has a sample there."""
         return self._has(place, wait=True)
@@ -134,16 +138,16 @@ class Epoch:
         where it is None. Waits for nothing."""
         if place is None:
             return [job.over(None) for job in self.jobs]
-        return [job.over(turns) for job, turns in zip(self.jobs, self._turns.before(place), strict=True)]
+        return [job.over(turns) for job, turns in zip(self.jobs, self.turns(place), strict=True)]
 
     def prints(self, place: int) -> list[tuple[int, str]]:
         """Of each job, how many files have given samples before that place, and their fingerprint. Waits for nothing:
         of what was not come to, nothing is said."""
-        return [job.print_before(turns) for job, turns in zip(self.jobs, self._turns.before(place), strict=True)]
+        return [job.print_before(turns) for job, turns in zip(self.jobs, self.turns(place), strict=True)]
 
     def come_to(self, place: int) -> None:
         """Wait for all files before that place."""
-        for job, turns in zip(self.jobs, self._turns.before(place), strict=True):
+        for job, turns in zip(self.jobs, self.turns(place), strict=True):
             if turns:
                 job.find(turns - 1, wait=True)
 
@@ -158,13 +162,13 @@ class Epoch:
             self._sure = block
             return True
         while (lasts := self._lasts(place + 1)) is None and wait:
-            needed = zip(self.jobs, self._turns.before(place + 1), strict=True)
+            needed = zip(self.jobs, self.turns(place + 1), strict=True)
             next(job for job, turns in needed if job.lasts(turns) is None).first.streams.deal()
         return bool(lasts)
 
     def _lasts(self, places: int) -> bool | None:
         """Whether the epoch has as many; None where that is not known yet."""
-        lasting = [job.lasts(turns) for job, turns in zip(self.jobs, self._turns.before(places), strict=True)]
+        lasting = [job.lasts(turns) for job, turns in zip(self.jobs, self.turns(places), strict=True)]
         decides = self.recipe.stop == "all"
         if decides in lasting:
             return decides

@@ -82,6 +82,7 @@ class Feed:
         self._entries: dict[int, tuple[End, list[list[LocalFile] | Failure]]] = {}
         self._questions = {
             "begin": self._begin,
+            "go_on": self._go_on,
             "extent": self._extent,
             "file": self._file,
             "paths": self._paths,
@@ -251,8 +252,13 @@ class Feed:
             state = None if request["worker"] in self._went_on else self._state
             self._went_on.add(request["worker"])
             self.begun = self._epoch, state
-            self._progress.begin(rank, world, request["worker"], self._epoch, state)
+            self._progress.begin(rank, world, request["worker"], self._epoch)
             return {"rank": rank, "world": world, "local_world": local_world, "epoch": self._epoch, "state": state}
+
+    def _go_on(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        with self._news:
+            self._progress.go_on(request["epoch"], request["samples"], request["given"])
+        return {}
 
     def _extent(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """``{"files", "complete", "failures"}`` once ``at_least`` files are known or no more will be."""

@@ -35,7 +35,7 @@ class Feeds:
         self.jobs = tuple(job.id for job in jobs)
         self._timeout_s = timeout_s
         self._own: list[Feed] = []
-        make = partial(Feed, share=share, keep=keep, among=len(jobs), batch_size=batch_size)
+        make = partial(Feed, share=share, keep=keep, among=len(jobs), batch_size=batch_size if len(jobs) == 1 else None)
         with ExitStack() as undo:
             for job in jobs:
                 self._own.append(make(job.id, job.reader(keep=keep)))

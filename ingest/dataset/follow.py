@@ -83,6 +83,11 @@ class Follower:
         self._who = (worker, workers)
         return Begin(**self._answer({"ask": "begin", "worker": worker, "workers": workers}))
 
+    def go_on(self, epoch: int, samples: int, given: int) -> None:
+        """It has begun in the middle of an epoch: the rank has had so many ``samples`` of the job by then, and this one
+        ``given`` so many more."""
+        self._answer({"ask": "go_on", "epoch": epoch, "samples": samples, "given": given})
+
     def extent(self, at_least: int) -> Extent | Missing:
         """The extent of the order, once it has that many files or is all; Missing when the job was cancelled before.
         ``at_least=0``: what it is by now."""

@@ -53,6 +53,14 @@ class Reading:
         self.order = Epoch(catalogs, recipe.of(epoch))
         self._place = self.start  # the first of those that are read at present
         self._windows: dict[int, tuple[list[int], list[int]]] = {}
+        if state is not None:
+            self._go_on(begin.world)
+
+    def _go_on(self, world: int) -> None:
+        """Say how much of each job was read before: by weight, as nobody has counted whose turns were this rank's."""
+        then, now = self.order.turns(self.start), self.order.turns(self.start + self.given * world)
+        for follower, had, has in zip(self._followers, then, now, strict=True):
+            follower.go_on(self.order.recipe.epoch, had // world, (has - had) // world)
 
     def state(self) -> State:
         """Where it stands: of a rank without workers the place that all ranks have come to, of a worker its part."""

@@ -98,20 +98,27 @@ class Progress:
 
     def __init__(self, batch_size: int | None) -> None:
         self._batch_size = batch_size
-        self._rank = self._world = self._epoch = self._samples = 0
+        self._rank = self._world = self._epoch = self._begun = self._samples = self._before_that = 0
         self._workers: set[int] = set()
         self._over: set[int] = set()
         self._all, self._before = 0, (time.monotonic(), 0)
 
-    def begin(self, rank: int, world: int, worker: int, epoch: int, state: Mapping[str, Any] | None) -> None:
-        """A worker of the rank begins, with others or alone, an epoch or behind ``state``."""
-        if worker in self._workers or epoch != self._epoch:
+    def begin(self, rank: int, world: int, worker: int, epoch: int) -> None:
+        """A worker of the rank begins, with others or alone, an epoch."""
+        if worker in self._workers or epoch != self._begun:
             self._workers.clear()
             self._over.clear()
         if not self._workers:
-            self._epoch, self._samples = epoch, state["samples"] // world if state else 0
+            self._epoch = self._begun = epoch
+            self._samples = self._before_that = 0
         self._rank, self._world = rank, world
         self._workers.add(worker)
+
+    def go_on(self, epoch: int, samples: int, given: int) -> None:
+        """What has begun goes on in that epoch: the rank had had so many ``samples`` where its workers began, and this
+        one has ``given`` so many since."""
+        self._epoch, self._before_that = epoch, samples
+        self._samples += given
 
     def over(self, worker: int, workers: int) -> bool:
         """A worker of so many is at its end; whether that is the end of the epoch on this rank."""
@@ -119,7 +126,12 @@ class Progress:
         return len(self._over) == workers
 
     def __str__(self) -> str:
-        return f"epoch {self._epoch} on rank {self._rank} of {self._world}: {self._samples} samples"
+        return f"epoch {self._epoch} on rank {self._rank} of {self._world}: {self.samples} samples"
+
+    @property
+    def samples(self) -> int:
+        """Of the epoch, those before it was interrupted among them."""
+        return self._before_that + self._samples
 
     @property
     def begun(self) -> bool:
@@ -137,7 +149,7 @@ class Progress:
             "rank": self._rank,
             "world": self._world,
             "epoch": self._epoch,
-            "samples": self._samples,
-            "step": self._samples // self._batch_size if self._batch_size else None,
+            "samples": self.samples,
+            "step": self.samples // self._batch_size if self._batch_size else None,
             "samples_per_s": (self._all - had) / max(now - then, 1e-3),
         }

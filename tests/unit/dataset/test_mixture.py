@@ -156,6 +156,24 @@ def test_stopped_anywhere_and_resumed_under_any_layout(jobs: list[FakeJob], data
     stop_and_resume_anywhere(mixture, data, ranks=RANKS, workers=WORKERS)
 
 
+def test_behind_a_state_each_job_counts_its_own_samples(jobs: list[FakeJob]) -> None:
+    def told() -> list[int]:
+        return [job.progress()["samples"] for job in jobs]
+
+    def counts(samples: list[str]) -> list[int]:
+        return [sum(sample.startswith(f"{job}.") for sample in samples) for job in range(len(jobs))]
+
+    one, other = (StreamingDataset(mixed(jobs, stop=200), shuffle=True, seed=1, batch_size=4) for _ in range(2))
+    begun = list(itertools.islice(one, 100))
+    other.load_state_dict(one.state_dict())
+    rest = iter(other)
+    assert told() == counts(begun), "before a sample is read"
+    assert counts(begun + list(rest)) == told() and sum(told()) == 200
+    assert {job.progress()["step"] for job in jobs} == {None}, "a step is of all jobs together"
+    one.close()
+    other.close()
+
+
 def test_a_state_names_the_job_whose_files_are_others(jobs: list[FakeJob], tmp_path: Path) -> None:
     dataset = StreamingDataset(mixed(jobs))
     first = list(itertools.islice(iter(dataset), 110))  # the first job was begun again

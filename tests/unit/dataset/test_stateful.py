@@ -16,7 +16,7 @@ stateful = pytest.importorskip("torchdata.stateful_dataloader")
 
 from ingest.dataset import StreamingDataset  # noqa: E402 - after the skip
 from ingest.errors import UsageError  # noqa: E402
-from tests.unit.dataset.fakes import FakeJob, finished_job  # noqa: E402
+from tests.unit.dataset.fakes import FakeJob, finished_job, until  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
@@ -43,6 +43,23 @@ def end(*loaders: Any) -> None:
         if one._iterator is not None and one.num_workers:
             one._iterator._shutdown_workers()
         one.dataset.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_was_read_before_it_was_stopped_counts_as_read(job: FakeJob, workers: int) -> None:
+    one, other = loader(job, workers), loader(job, workers)
+    one.dataset.set_epoch(3)
+    batches = iter(one)
+    for _ in range(7):
+        next(batches)
+    other.load_state_dict(one.state_dict())
+    batches = iter(other)
+    next(batches)
+    assert job.progress is not None and (said := job.progress()) is not None
+    assert said["epoch"] == 3 and said["samples"] >= 7 * BATCH, "before anything was reported"
+    list(batches)
+    until(lambda: job.progress()["samples"] == 77, "all of the epoch")
+    end(one, other)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
