@@ -7,11 +7,16 @@ message: ``except WaitTimeout`` works whatever ``num_workers`` is, but only the 
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from ingest import errors
+
+_REAPED_S = 2.0
 
 
 class FromWorker(errors.IngestError):
@@ -41,11 +46,31 @@ def twin(error: errors.IngestError) -> errors.IngestError:
 
 @contextmanager
 def relayed() -> Iterator[None]:
-    """What is raised inside leaves as its twin."""
+    """What is raised inside leaves as its twin. In a worker whose training process is gone nobody could hear of it, and
+    the worker ends: torch looks for its parent only from when a worker has begun, and would wait for one that died
+    before that."""
     try:
         yield
     except errors.IngestError as error:
+        if _is_orphan():
+            raise SystemExit(1) from error
         raise twin(error) from error
+
+
+def _is_orphan() -> bool:
+    starter = multiprocessing.parent_process()
+    if starter is None or starter.pid is None or os.getppid() == starter.pid:
+        return False
+    end = time.monotonic() + _REAPED_S
+    while time.monotonic() < end:  # a process that is dead has its id until it is reaped
+        try:
+            os.kill(starter.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        time.sleep(0.05)
+    return False  # under forkserver the starter is no parent, and may well live
 
 
 def relaying(samples: Iterator[Any]) -> Iterator[Any]:

@@ -198,6 +198,7 @@ local function reads(job, reader, ttl)
     if redis.call('EXISTS', jobkey(job)) == 1 then redis.call('HSET', jobkey(job), 'read', 1) end
   end
   redis.call('ZADD', P .. 'reading', NOW + ttl, job)
+  redis.call('ZREMRANGEBYSCORE', readers, '-inf', NOW - 86400000) -- who died while others read on
   redis.call('PEXPIRE', readers, 86400000)
   redis.call('PEXPIRE', P .. 'released:' .. job .. ':' .. reader, ttl * 4)
   redis.call('PEXPIRE', P .. 'window:' .. job .. ':' .. reader, ttl * 4)

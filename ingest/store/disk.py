@@ -119,7 +119,7 @@ def _buckets(data: Path) -> list[str]:
 def _probe_file(folder: Path) -> Iterator[int]:
     """A file without a name, of which nothing is left behind, however this process ends; where the filesystem has none
     (NFS), one with a name."""
-    path, file = None, _unnamed(folder)
+    path, file = None, unnamed(folder)
     if file is None:
         path = folder / f"probe-{uuid.uuid4()}"
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -131,9 +131,10 @@ def _probe_file(folder: Path) -> Iterator[int]:
             path.unlink()
 
 
-def _unnamed(folder: Path) -> int | None:
+def unnamed(folder: Path, mode: int = 0o600) -> int | None:
+    """A new open file that no folder lists yet; None where the filesystem has none."""
     try:
-        return os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR, mode)
     except AttributeError:  # not Linux
         return None
     except OSError as error:

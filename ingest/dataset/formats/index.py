@@ -16,6 +16,7 @@ from pathlib import Path
 from ingest.dataset.formats.base import damaged
 from ingest.dataset.formats.content import Content
 from ingest.dataset.formats.headers import Broken, places
+from ingest.store.disk import unnamed
 
 _MAGIC = b"ingest tar index 2\n"  # the digit is the version: another one is made again, never converted
 _HEAD = struct.Struct("<QqIQQQQI")  # size, time, mark, samples, fields, bytes of keys, of shapes, CRC-32 of all that
@@ -134,7 +135,32 @@ class Index:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all: many processes may write the same index at once."""
+    """Whole or not at all: many processes may write the same index at once, and any of them may be killed.
+
+    The file has no name until it is whole, so that nothing is left of it. Where the filesystem has no such files (NFS)
+    it has one of its own, and what is left of it goes with its archive.
+    """
+    file = unnamed(path.parent, 0o666)
+    if file is None:
+        return _write_named(path, data)
+    with open(file, "wb") as made:
+        made.write(data)
+        made.flush()
+        try:
+            _link(file, path)
+        except FileExistsError:  # what was found there and is none, or by now that of another process
+            path.unlink(missing_ok=True)
+            with suppress(FileExistsError):
+                _link(file, path)
+
+
+def _link(file: int, path: Path) -> None:
+    """Give a name to an open file that has none."""
+    # A folder is named so that Python calls linkat(2), which follows the link to the file; link(2) does not.
+    os.link(f"/proc/self/fd/{file}", path, src_dir_fd=file)
+
+
+def _write_named(path: Path, data: bytes) -> None:
     made = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         made.write_bytes(data)
