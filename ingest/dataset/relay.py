@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import time
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from ingest import errors
 
-_REAPED_S = 2.0
+_WATCH_S = 1.0  # between two looks
 
 
 class FromWorker(errors.IngestError):
@@ -46,34 +46,43 @@ def twin(error: errors.IngestError) -> errors.IngestError:
 
 @contextmanager
 def relayed() -> Iterator[None]:
-    """What is raised inside leaves as its twin. In a worker whose training process is gone nobody could hear of it, and
-    the worker ends: torch looks for its parent only from when a worker has begun, and would wait for one that died
-    before that."""
+    """What is raised inside leaves as its twin."""
     try:
         yield
     except errors.IngestError as error:
-        if _is_orphan():
-            raise SystemExit(1) from error
         raise twin(error) from error
+
+
+def watched() -> threading.Event:
+    """Until it is set, this worker ends with the process that started it: torch looks for its parent only from when a
+    worker has begun, and would wait for ever for one that died before that."""
+    asked = threading.Event()
+    threading.Thread(target=_watch, args=(asked,), name="ingest-watch", daemon=True).start()
+    return asked
+
+
+def _watch(asked: threading.Event) -> None:
+    while not asked.wait(_WATCH_S):
+        if _is_orphan():
+            os._exit(1)
 
 
 def _is_orphan() -> bool:
     starter = multiprocessing.parent_process()
     if starter is None or starter.pid is None or os.getppid() == starter.pid:
         return False
-    end = time.monotonic() + _REAPED_S
-    while time.monotonic() < end:  # a process that is dead has its id until it is reaped
-        try:
-            os.kill(starter.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        time.sleep(0.05)
-    return False  # under forkserver the starter is no parent, and may well live
+    try:  # under forkserver the starter is no parent, and may well live
+        os.kill(starter.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
-def relaying(samples: Iterator[Any]) -> Iterator[Any]:
+def relaying(samples: Iterator[Any], asked: threading.Event) -> Iterator[Any]:
+    """The samples; the first one sets ``asked``."""
+    asked.set()
     with relayed():
         yield from samples
 

@@ -185,9 +185,10 @@ class Stream:
         return self._stream(0, 1)
 
     def _in_worker(self, worker: int, workers: int) -> Iterator[Any]:
+        asked = relay.watched()
         with relay.relayed():
             stream = self._stream(worker, workers)
-        return relay.relaying(stream)
+        return relay.relaying(stream, asked)
 
     def _stream(self, worker: int, workers: int) -> Iterator[Any]:
         """Begun at once, not with the first sample: what is asked for its state before that must know the epoch."""
