@@ -198,6 +198,15 @@ class TestHowMany:
         case.gets(16 * MB, Http(ranges=8, range_bytes=MB, ranges_from_bytes=MB))
         assert large.peak > 2, "it was measured, and more were opened"
 
+    def test_the_next_file_begins_with_as_many_as_were_of_use(self, case: Case) -> None:
+        case.serve(Ranged(16 * MB, rate=1.5 * MB))
+        case.gets(16 * MB, Http(ranges=8, range_bytes=MB, ranges_from_bytes=MB))
+        quick = Ranged(2 * MB, rate=1.5 * MB)  # too short to be measured
+        case.serve(quick)
+        case.gets(2 * MB, Http(ranges=8, range_bytes=256 << 10, ranges_from_bytes=MB))
+        assert quick.peak > 3
+        assert case.fetcher.of_use("http://elsewhere/large.bin") == 2, "of another origin nothing is known"
+
     def test_no_more_where_they_only_share(self, case: Case) -> None:
         large = Ranged(16 * MB, total_rate=4 * MB)
         case.serve(large)

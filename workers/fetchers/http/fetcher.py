@@ -22,7 +22,7 @@ from ingest.store.spans import Span
 from workers.fetchers.base import Context, Fetched, Known
 from workers.fetchers.http import answers, found
 from workers.fetchers.http.exchange import CLIENT_ERRORS, Exchange, Route, new_session, release
-from workers.fetchers.http.pieces import Plan
+from workers.fetchers.http.pieces import BEGIN_WITH, Plan
 from workers.fetchers.http.ranges import NO_RANGE, Download, RangesRefused, Spare
 from workers.fetchers.http.signing import signer
 from workers.fetchers.http.wire import watched
@@ -36,6 +36,8 @@ _HASH_ASIDE_BYTES = 64 << 20
 _WORTH_KEEPING_BYTES = 1 << 20
 #: An origin whose ranges were not what was asked for is not asked for several at once for so long.
 _DISTRUST_S = 3600.0
+#: How many connections were of use to an origin is believed for so long: the next file begins with as many.
+_REMEMBER_S = 600.0
 
 
 class HttpFetcher:
@@ -45,6 +47,7 @@ class HttpFetcher:
         self._local = threading.local()
         self._spare = Spare()
         self._distrusted: dict[str, float] = {}
+        self._of_use: dict[str, tuple[int, float]] = {}
 
     def fetch(self, spec: FileSpec, scratch: Scratch, known: Known | None, context: Context) -> Fetched | None:
         """See :class:`~workers.fetchers.base.Fetcher`. Profile keys: ``headers``, ``bearer``, ``user``, ``password``,
@@ -78,6 +81,14 @@ class HttpFetcher:
     def distrust(self, uri: str, why: str) -> None:
         self._distrusted[urlsplit(uri).netloc] = time.monotonic() + _DISTRUST_S
         log.warning("ranges.refused", extra={"source": uri, "reason": why})
+
+    def of_use(self, uri: str) -> int:
+        """How many connections a file of that origin begins with."""
+        count, until = self._of_use.get(urlsplit(uri).netloc, (BEGIN_WITH, 0.0))
+        return count if time.monotonic() < until else BEGIN_WITH
+
+    def were_of_use(self, uri: str, count: int) -> None:
+        self._of_use[urlsplit(uri).netloc] = (count, time.monotonic() + _REMEMBER_S)
 
     @property
     def spare(self) -> Spare:
@@ -247,10 +258,13 @@ class _Transfer:
         assert journal is not None
         download = Download(
             self._exchange, self._scratch, response,
-            validator=journal.validator, total=total, on=on, most=most, spare=self._fetcher.spare,
+            validator=journal.validator, total=total, on=on, most=most, begin=self._fetcher.of_use(self._spec.uri),
+            spare=self._fetcher.spare,
         )  # fmt: skip
         try:
             download.run()
+            if most > 1:
+                self._fetcher.were_of_use(self._spec.uri, download.target)
         finally:
             if download.refused is not None:
                 self._fetcher.distrust(self._spec.uri, download.refused)

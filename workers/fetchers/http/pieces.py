@@ -15,6 +15,8 @@ from ingest.store.spans import Span, Spans
 STEAL_BYTES = 1 << 20
 #: A connection that has brought nothing for so long loses all that it has not brought, to one that has nothing to do.
 SILENT_S = 5.0
+#: So many connections a file has where nothing is known of its origin.
+BEGIN_WITH = 2
 
 
 @dataclass(eq=False)
@@ -117,9 +119,9 @@ class Pace:
     #: A line may be better later.
     AGAIN_S = 20.0
 
-    def __init__(self, most: int, now: float) -> None:
+    def __init__(self, most: int, now: float, begin: int = BEGIN_WITH) -> None:
         self._most = most
-        self.target = min(2, most)
+        self.target = min(begin, most)
         self._alive, self._since, self._at = 0, now, 0
         self._base: tuple[int, float] | None = None
         self._hold_until = now

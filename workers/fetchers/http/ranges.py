@@ -76,7 +76,7 @@ class _Connection:
 
 class Download:
     """``total`` bytes of the version ``validator``, into ``scratch``. ``first`` is an answer whose body begins at the
-    first missing byte; ``on``: it goes to the end of the file."""
+    first missing byte; ``on``: it goes to the end of the file. ``begin`` with so many connections, of ``most``."""
 
     def __init__(
         self,
@@ -88,6 +88,7 @@ class Download:
         total: int,
         on: bool,
         most: int,
+        begin: int,
         spare: Spare,
     ) -> None:
         self._exchange, self._scratch, self._spare = exchange, scratch, spare
@@ -96,7 +97,7 @@ class Download:
         self._changed = threading.Condition()  # guards all that follows
         self._plan = Plan(scratch.gaps(total), self._http.range_bytes)
         now = time.monotonic()
-        self._pace, self._brought = Pace(most, now), 0
+        self._pace, self._brought = Pace(most, now, begin), 0
         piece = self._plan.take(now)
         assert piece is not None, "nothing is missing"
         self._first = _Connection(exchange, piece, first, on)
@@ -129,6 +130,11 @@ class Download:
             self._join()
             self._forget()
             self._exchange.watch.idle = self._scratch.check
+
+    @property
+    def target(self) -> int:
+        """How many connections were of use, as far as that was measured."""
+        return self._pace.target
 
     def _join(self) -> None:
         for thread in self._threads:
