@@ -85,7 +85,8 @@ def write_journal(part: Path, journal: Journal, spans: Spans, *, synced: bool) -
 
 def find(directory: Path, key: str, at_work: Collection[Path]) -> list[Left]:
     """What earlier attempts at that source left, without the files that this process is writing."""
-    names = {path.name.split(".")[1] for path in directory.glob(f"{key}.*") if path.name.count(".") >= 2}
+    ours = [name for name in os.listdir(directory) if name.startswith(f"{key}.")]
+    names = {name.split(".")[1] for name in ours if name.count(".") >= 2}
     parts = [directory / f"{key}.{name}.part" for name in sorted(names)]
     return [_read(part) for part in parts if part not in at_work]
 

@@ -27,8 +27,8 @@ from ingest.store.spans import Span, Spans
 
 #: Hashed between two looks at the control.
 _AT_ONCE_BYTES = 16 << 20
-#: The journal is written anew after so many bytes, or so many seconds where they come slowly: what kill -9 may cost.
-#: Writing it takes some 50 µs.
+#: The journal is written after so many bytes, or so many seconds where they come slowly: what kill -9 may cost, and
+#: at the end of an attempt that left something. A small file that comes at once has none.
 _JOURNAL_BYTES = 2 << 20
 _JOURNAL_S = 0.25
 
@@ -96,6 +96,8 @@ class Scratch:
 
     def _begin(self, taken: tuple[Path, FileIO, Spans] | None = None) -> None:
         """A fresh file, or one that was taken over."""
+        #: Whether there is a journal, which must never be of other bytes than those in the file.
+        self._journaled = bool(taken)
         if taken is None:
             path = self._fresh_path()
             taken = path, open(path, "x+b", buffering=0), Spans()  # noqa: SIM115 - closed by close()
@@ -232,15 +234,20 @@ class Scratch:
             self._unclaimed += size
             if self.journal and self.mirror and self.mirror not in self.journal.mirrors:
                 self.journal = dataclasses.replace(self.journal, mirrors=(*self.journal.mirrors, self.mirror))
-            due = self._unclaimed >= _JOURNAL_BYTES or time.monotonic() - self._claimed_at >= _JOURNAL_S
-            if due:
+            if self._unclaimed >= _JOURNAL_BYTES or time.monotonic() - self._claimed_at >= _JOURNAL_S:
                 self._claim()
 
     def _claim(self, *, synced: bool = False) -> None:
         """Write the journal: after the bytes that it claims, never before."""
         if self._keep and self.journal:
             partial.write_journal(self.path, self.journal, self._claimable, synced=synced)
+            self._journaled = True
         self._unclaimed, self._claimed_at = 0, time.monotonic()
+
+    def _restate(self) -> None:
+        """The journal says something else by now. One that is there is written anew; the first, when it is due."""
+        if self._journaled:
+            self._claim()
 
     def catch_up(self, most: int) -> bool:
         """Hash up to ``most`` more bytes of those that came without passing by (taken up, or out of order). Whether
@@ -255,15 +262,9 @@ class Scratch:
         """Another file of the same source, published after this one and in the order in which they are made; no later
         attempt takes it up. ``max_bytes`` bounds each."""
         made = Scratch(
-            self._directory,
-            self._key,
-            self.uri,
-            max_bytes=self._max_bytes,
-            on_bytes=self._on_bytes,
-            keep=False,
-            fsync=self._fsync,
-            room=self._room,
-        )
+            self._directory, self._key, self.uri, max_bytes=self._max_bytes, on_bytes=self._on_bytes, keep=False,
+            fsync=self._fsync, room=self._room,
+        )  # fmt: skip
         made.name = name
         self.pieces.append(made)
         return made
@@ -284,7 +285,7 @@ class Scratch:
         with self._lock:
             self.journal = Journal(validator, length, mixed, mirrors=earlier.mirrors, stated=earlier.stated)
             self._marked = None
-            self._claim()
+            self._restate()
 
     def mark(self, facts: Mapping[str, Any]) -> None:
         """Say that the bytes so far are of use, and how to go on after them: a later attempt takes up just these, and
@@ -331,7 +332,7 @@ class Scratch:
         if self.journal is not None:  # the answers that bring the rest need not say it again
             with self._lock:
                 self.journal = dataclasses.replace(self.journal, stated=digest)
-                self._claim()
+                self._restate()
 
     def verify(self) -> None:
         """Raises :class:`DigestMismatch` where the bytes are not what was expected."""
@@ -388,13 +389,12 @@ class Scratch:
 
     def discard(self) -> None:
         self._discarded = True
-        partial.remove(self.path)
+        if self._journaled:
+            partial.remove_journal(self.path)  # first, so that no journal is ever without its bytes
+        self.path.unlink(missing_ok=True)
         self._taken.give_back(0)
 
     def _drop_pieces(self) -> None:
         for piece in self.pieces:
             piece.close(discard=True)
         self.pieces.clear()
-
-    def __repr__(self) -> str:
-        return f"<Scratch {self.path.name} {self.size} bytes>"
