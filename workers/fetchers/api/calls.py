@@ -23,7 +23,7 @@ from workers.fetchers.api.records import decode
 from workers.fetchers.base import Context
 from workers.fetchers.http import answers
 from workers.fetchers.http.exchange import CLIENT_ERRORS, Exchange, new_session, release
-from workers.fetchers.http.wire import watched
+from workers.fetchers.http.wire import Reply, watched
 
 #: A page is held in memory, as bytes, as text and as lines: so no more than this of it, unless the profile says so.
 PAGE_BYTES = 32 << 20
@@ -91,7 +91,7 @@ class Caller:
                 raise self._error(exchange, response)
             return Answer(response.headers, self._decoded(response.headers, self._body(exchange, response)))
 
-    def _body(self, exchange: Exchange, response: requests.Response) -> bytearray:
+    def _body(self, exchange: Exchange, response: Reply) -> bytearray:
         length = answers.content_length(self.uri, response.headers)
         if length is not None and length > self.page_bytes:
             raise self._too_large()
@@ -133,7 +133,7 @@ class Caller:
             return out
         raise BadResponse(self.uri, f"a page says that it is {coding}, and is not, or not only")
 
-    def _error(self, exchange: Exchange, response: requests.Response) -> Exception:
+    def _error(self, exchange: Exchange, response: Reply) -> Exception:
         status, headers = response.status_code, response.headers
         error = answers.status_error(self.uri, status, headers, self.profile)
         if status not in _EXPLAINED:

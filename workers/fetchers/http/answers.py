@@ -211,7 +211,8 @@ def client_error(uri: str, error: BaseException, limits: Limits) -> FetchError:
         return ConnectionLost(uri, "the host's name did not resolve")
     if refused := among(ConnectionError):
         return ConnectionLost(uri, f"the connection failed: {_os_reason(refused)}")
-    if among(requests.ConnectTimeout):
+    # Which urllib3 also takes for a timeout: a connection that could not be made at all.
+    if among(urllib3.exceptions.ConnectTimeoutError) and not among(urllib3.exceptions.NewConnectionError):
         return FetchTimeout(uri, f"no connection within {limits.connect_s:g} s")
     if among(TimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError):
         return FetchTimeout(uri, f"next to no data for {limits.stall_s:g} s")

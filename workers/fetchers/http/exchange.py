@@ -13,14 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from http.client import HTTPException
 from importlib import metadata
 from typing import Any, NoReturn
 from urllib.parse import urljoin, urlsplit
 
 import requests
-import urllib3.exceptions
+import urllib3
 from requests.cookies import RequestsCookieJar, extract_cookies_to_jar
 from requests.utils import select_proxy
 from urllib3.util import parse_url
@@ -29,7 +29,7 @@ from ingest.errors import AccessDenied, BadResponse
 from workers.egress import Policy, Trail
 from workers.fetchers.base import Context
 from workers.fetchers.http import answers
-from workers.fetchers.http.wire import WATCH, JudgedAdapter, Watch
+from workers.fetchers.http.wire import WATCH, JudgedAdapter, Reply, Watch
 
 #: What reading from a connection may raise, all translated by answers.client_error.
 CLIENT_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError)
@@ -123,7 +123,7 @@ class Exchange:
         """For one more connection to the same file."""
         return Exchange(session, self.uri, self._context, idle, self.url, self._route)
 
-    def get(self, extra: dict[str, str], also: Collection[int] = ()) -> requests.Response:
+    def get(self, extra: dict[str, str], also: Collection[int] = ()) -> Reply:
         """The first answer that is no redirect, its body unread. Raises the error of an answer that is no file, unless
         its status is one of ``also``."""
         place = self._route.found
@@ -138,7 +138,7 @@ class Exchange:
         self._route.remember(place, self.url)
         return checked
 
-    def ask(self, extra: dict[str, str], method: str = "GET", body: bytes | None = None) -> requests.Response:
+    def ask(self, extra: dict[str, str], method: str = "GET", body: bytes | None = None) -> Reply:
         """The first answer that is no redirect, whatever it says, its body unread."""
         return self._walk(self._entrance(self.url), extra, method, body)[0]
 
@@ -156,7 +156,7 @@ class Exchange:
 
     def _walk(
         self, place: _Place, extra: dict[str, str], method: str = "GET", body: bytes | None = None
-    ) -> tuple[requests.Response, _Place]:
+    ) -> tuple[Reply, _Place]:
         """From there on, by redirects, to an answer that is none, and where that was."""
         # A copy: what was seen on the way there holds for this connection too, and what it sees is its own.
         trail = self.watch.trail = copy.copy(place.trail)
@@ -193,41 +193,42 @@ class Exchange:
         trusted: bool,
         method: str,
         body: bytes | None,
-    ) -> requests.Response:
+    ) -> Reply:
         session, limits = self._session, self.settings.limits
-        headers = {"User-Agent": self.settings.http.user_agent or _user_agent(), "Accept": "*/*"}
+        agent = self.settings.http.user_agent or _user_agent()
+        headers = {"User-Agent": agent, "Accept": "*/*", "Connection": "keep-alive"}
         headers |= self._credentials() if trusted else {}
         headers |= {"Accept-Encoding": "identity", **extra}
         verify, cert = self._tls(url, trusted)
         try:
-            # An auth of our own keeps requests from looking into ~/.netrc, and from credentials in a redirect's URL.
-            request = requests.Request(method, url, headers, data=body, cookies=jar, auth=_as_it_is)
-            prepared = session.prepare_request(request)
-            options: Any = session.merge_environment_settings(prepared.url, {}, True, verify, cert)
-            proxied = select_proxy(str(prepared.url), options["proxies"]) is not None
-            self.watch.trail.approach(urlsplit(str(prepared.url)).hostname or "", proxied=proxied)
-            # Not session.send: it reads the whole body of a redirect before it hands it out.
-            adapter = session.get_adapter(str(prepared.url))
-            response = adapter.send(prepared, timeout=(limits.connect_s, limits.stall_s), **options)
+            request = _prepared(method, url, headers, jar, body)
+            options: Any = session.merge_environment_settings(request.url, {}, None, verify, cert)
+            proxied = select_proxy(str(request.url), options["proxies"]) is not None
+            self.watch.trail.approach(urlsplit(str(request.url)).hostname or "", proxied=proxied)
+            adapter: Any = session.get_adapter(str(request.url))
+            timeout = urllib3.Timeout(connect=limits.connect_s, read=limits.stall_s)
+            raw = adapter.ask(request, timeout, options["verify"], options["cert"], options["proxies"])
         except CLIENT_ERRORS as error:
             self.fail(error)
-        extract_cookies_to_jar(jar, prepared, response.raw)  # type: ignore[no-untyped-call]
-        return response
+        if "Set-Cookie" in raw.headers:
+            extract_cookies_to_jar(jar, request, raw)  # type: ignore[no-untyped-call]
+        return Reply(raw)
 
-    def _checked(self, response: requests.Response, also: Collection[int] = ()) -> requests.Response:
+    def _checked(self, response: Reply, also: Collection[int] = ()) -> Reply:
         status = response.status_code
         if status in {200, 203, 206, 304, 416} or status in also:
             return response
         release(response)
         raise answers.status_error(self.uri, status, response.headers, self.profile)
 
-    def _target(self, url: str, response: requests.Response) -> str:
-        location = self._session.get_redirect_target(response)
+    def _target(self, url: str, response: Reply) -> str:
+        location = response.headers.get("Location", "")
         if not location:
             response.close()
             raise BadResponse(self.uri, f"a redirect ({response.status_code}) without a Location")
         try:
-            target = urljoin(url, location)
+            # http.client reads headers as Latin-1; what servers send is UTF-8.
+            target = urljoin(url, location.encode("latin-1").decode("utf-8"))
             scheme, host, port = _origin(target)
             if scheme in {"http", "https"} and host and port != 0:
                 return target
@@ -257,7 +258,7 @@ class Exchange:
         return verify, cert
 
 
-def release(response: requests.Response) -> None:
+def release(response: Reply) -> None:
     """Done with an answer whose body nobody wants: keep the connection if that costs little."""
     left, watch = response.raw.length_remaining, WATCH.get()
     idle, end = watch.idle, time.monotonic() + _WORTH_WAITING_S
@@ -276,6 +277,7 @@ def release(response: requests.Response) -> None:
     response.close()
 
 
+@lru_cache(maxsize=64)
 def _origin(url: str) -> Origin:
     """As requests reads it, not as urlsplit does: ``http://a\\@b/`` is a request to a. Raises ValueError."""
     parts = parse_url(url)
@@ -283,7 +285,18 @@ def _origin(url: str) -> Origin:
     return scheme, parts.host, _PORTS.get(scheme) if parts.port is None else parts.port
 
 
-def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+def _prepared(
+    method: str, url: str, headers: dict[str, str], jar: RequestsCookieJar, body: bytes | None
+) -> requests.PreparedRequest:
+    """By the steps of requests that are needed. Not ``Session.prepare_request``: it would look into ~/.netrc, and take
+    credentials out of a redirect's URL, and what else it merges takes longer than all the rest."""
+    request = requests.PreparedRequest()
+    request.prepare_method(method)
+    request.prepare_url(url, None)
+    request.prepare_headers(headers)
+    if len(jar):
+        request.prepare_cookies(jar)
+    request.prepare_body(body, None)
     return request
 
 

@@ -25,7 +25,7 @@ from workers.fetchers.http.exchange import CLIENT_ERRORS, Exchange, Route, new_s
 from workers.fetchers.http.pieces import BEGIN_WITH, Plan
 from workers.fetchers.http.ranges import NO_RANGE, Download, RangesRefused, Spare
 from workers.fetchers.http.signing import signer
-from workers.fetchers.http.wire import watched
+from workers.fetchers.http.wire import Reply, watched
 from workers.logs import log
 
 #: Bytes that came are in the file, and seen as progress, after at most this long.
@@ -142,7 +142,7 @@ class _Transfer:
             self._receive(response, None)
             return Fetched(answers.strong_etag(headers), answers.validator(headers), answers.disposition_name(headers))
 
-    def _continued(self, asked: dict[str, str]) -> tuple[requests.Response, Span] | None:
+    def _continued(self, asked: dict[str, str]) -> tuple[Reply, Span] | None:
         """An answer that goes on with what an earlier attempt left, or says that it is complete, with the bytes that it
         was asked for; None to begin anew. An answer of the whole new version is one as well, of no span."""
         for again in (False, True):
@@ -170,7 +170,7 @@ class _Transfer:
                 return None
         return None
 
-    def _same_by_digest(self, response: requests.Response) -> bool:
+    def _same_by_digest(self, response: Reply) -> bool:
         """Whether to go on although the validator is another one, as between mirrors, or the machines behind a load
         balancer: only where a digest will tell at the end whether it was the same file."""
         journal, headers = self._scratch.journal, response.headers
@@ -190,7 +190,7 @@ class _Transfer:
             self._scratch.note(etag, journal.length, mixed=True)
         return same
 
-    def _receive(self, response: requests.Response, span: Span | None) -> None:
+    def _receive(self, response: Reply, span: Span | None) -> None:
         spec, scratch, headers = self._spec, self._scratch, response.headers
         found.judge(spec, self._exchange.settings.http, headers)
         partial = response.status_code == 206
@@ -253,7 +253,7 @@ class _Transfer:
         several = len(gaps) > 1 or gaps[0][1] != total
         return 1 if several or scratch.size >= _HASH_ASIDE_BYTES else 0
 
-    def _download(self, response: requests.Response, total: int, most: int, *, on: bool) -> None:
+    def _download(self, response: Reply, total: int, most: int, *, on: bool) -> None:
         journal = self._scratch.journal
         assert journal is not None
         download = Download(
@@ -269,7 +269,7 @@ class _Transfer:
             if download.refused is not None:
                 self._fetcher.distrust(self._spec.uri, download.refused)
 
-    def _read_body(self, response: requests.Response) -> None:
+    def _read_body(self, response: Reply) -> None:
         """All bytes as they were sent (a Content-Encoding is not undone), in writes of about ``chunk_bytes``."""
         exchange, scratch = self._exchange, self._scratch
         chunk_bytes = exchange.settings.http.chunk_bytes
@@ -302,7 +302,7 @@ def _takes_ranges(headers: answers.Headers) -> bool:
     return headers.get("Accept-Ranges", "").strip().lower() == "bytes"
 
 
-def _continues(response: requests.Response, scratch: Scratch, span: Span) -> bool:
+def _continues(response: Reply, scratch: Scratch, span: Span) -> bool:
     """Whether an answer to a ranged request is of use: exactly those bytes of the same version, or no such bytes."""
     journal = scratch.journal
     assert journal is not None

@@ -17,7 +17,7 @@ from ingest.store.scratch import Scratch
 from workers.fetchers.http import answers
 from workers.fetchers.http.exchange import CLIENT_ERRORS, Exchange, new_session, release
 from workers.fetchers.http.pieces import Pace, Piece, Plan
-from workers.fetchers.http.wire import watched
+from workers.fetchers.http.wire import Reply, watched
 
 #: What servers say that do not want Range or If-Range.
 NO_RANGE = frozenset({400, 412, 501})
@@ -67,7 +67,7 @@ class _Connection:
 
     exchange: Exchange
     piece: Piece
-    answer: requests.Response | None = None
+    answer: Reply | None = None
     on: bool = False
     session: requests.Session | None = None
     stop: bool = False
@@ -82,7 +82,7 @@ class Download:
         self,
         exchange: Exchange,
         scratch: Scratch,
-        first: requests.Response,
+        first: Reply,
         *,
         validator: str,
         total: int,
@@ -278,7 +278,7 @@ class Download:
                 self._plan.drop(connection.piece)
                 connection.piece = piece
 
-    def _open(self, connection: _Connection) -> requests.Response:
+    def _open(self, connection: _Connection) -> Reply:
         """Exactly that range of exactly that version, or an error."""
         with self._changed:
             start, end = connection.piece.at, connection.piece.end
@@ -293,7 +293,7 @@ class Download:
             raise
         return response
 
-    def _judge(self, response: requests.Response, start: int, end: int) -> None:
+    def _judge(self, response: Reply, start: int, end: int) -> None:
         status, headers = response.status_code, response.headers
         tag = answers.strong_etag(headers)
         if status in {200, 206} and tag not in (None, self._validator):
@@ -309,7 +309,7 @@ class Download:
         if answers.content_length(self._exchange.uri, headers) not in (None, end - start):
             raise RangesRefused("a Content-Length that is not the range's")
 
-    def _read(self, connection: _Connection, response: requests.Response) -> None:
+    def _read(self, connection: _Connection, response: Reply) -> None:
         """The body, into its place, as far as the piece goes."""
         exchange = connection.exchange
         exchange.watch.restart()

@@ -19,6 +19,7 @@ from email.errors import FirstHeaderLineIsContinuationDefect, MissingHeaderBodyS
 from typing import Any
 
 import urllib3
+from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import wait_for_read
@@ -288,11 +289,38 @@ class _TlsPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _JudgedTls
 
 
+class Reply:
+    """An answer, its body unread. ``close`` ends the connection, unless the body was read to its end."""
+
+    __slots__ = ("headers", "raw", "status_code")
+
+    def __init__(self, raw: urllib3.BaseHTTPResponse) -> None:
+        self.raw, self.status_code, self.headers = raw, raw.status, raw.headers
+
+    def close(self) -> None:
+        self.raw.close()
+        self.raw.release_conn()
+
+
 class JudgedAdapter(HTTPAdapter):
     """A requests adapter without retries whose connections, direct or by a proxy, are judged and watched."""
 
     def __init__(self) -> None:
         super().__init__(max_retries=0, pool_maxsize=1)  # one thread, one exchange at a time
+
+    def ask(
+        self, request: PreparedRequest, timeout: urllib3.Timeout, verify: Any, cert: Any, proxies: Any
+    ) -> urllib3.BaseHTTPResponse:
+        """What ``send`` asks, over the connection that it would ask over. What it makes of the answer nobody needs
+        here, and it costs a small file a tenth of its time."""
+        pool: Any = self.get_connection_with_tls_context(request, verify, proxies=proxies, cert=cert)
+        self.cert_verify(pool, str(request.url), verify, cert)  # type: ignore[no-untyped-call]
+        answer: urllib3.BaseHTTPResponse = pool.urlopen(
+            request.method, self.request_url(request, proxies), body=request.body, headers=request.headers,
+            redirect=False, assert_same_host=False, preload_content=False, decode_content=False,
+            retries=self.max_retries, timeout=timeout,
+        )  # fmt: skip
+        return answer
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
