@@ -55,7 +55,8 @@ class Transfer:
     def resolve(self, spec: FileSpec) -> FileSpec:
         """The spec with its profile named: the one asked for, or the one whose ``match`` fits. Raises
         :class:`FetchError`."""
-        return dataclasses.replace(spec, connection=self.context(spec.uri, spec.connection)[0])
+        name = self.context(spec.uri, spec.connection)[0]
+        return spec if name == spec.connection else dataclasses.replace(spec, connection=name)
 
     def context(self, uri: str, name: str | None) -> tuple[str | None, Context]:
         settings = self.node.settings
@@ -86,10 +87,7 @@ class Transfer:
     def reuse(self, spec: FileSpec) -> list[FileRecord] | None:
         """The source's files, where :meth:`find` finds them and they need not be uploaded: that is for :meth:`fetch`,
         which may fail and be tried again."""
-        return None if self._into.uploads else self._reuse(spec)
-
-    def _reuse(self, spec: FileSpec) -> list[FileRecord] | None:
-        stored = self.find(spec)
+        stored = None if self._into.uploads else self.find(spec)
         return self._records(spec, stored, reused=True) if stored else None
 
     def find(self, spec: FileSpec) -> Stored | None:
@@ -98,11 +96,15 @@ class Transfer:
         if spec.checksums and not spec.digest:
             return None  # the list may say another one by now, see ``listed``
         stored = self._lookup(spec, spec.digest)
-        if stored is None or not self._fits(spec, stored):
-            return None
+        return stored if stored and self._is_fresh(spec, stored) else None
+
+    def _is_fresh(self, spec: FileSpec, stored: Stored) -> bool:
+        """Whether it can be used without a request; then it stays for a while."""
+        if not self._fits(spec, stored):
+            return False
         if not (spec.digest or spec.version or spec.pin) and time.time() - stored.validated > self.fresh_s:
-            return None
-        return stored if self.node.store.touch(stored.outputs[0].path) else None
+            return False
+        return self.node.store.touch(stored.outputs[0].path)
 
     def _lookup(self, spec: FileSpec, digest: str | None = None) -> Stored | None:
         try:
@@ -136,13 +138,15 @@ class Transfer:
         """
         resolve(spec.uri, self._options.convert)  # before anything is fetched for steps that are not here
         spec = self.listed(spec)
-        look = self.fresh_s > 0 or spec.checksums or self._into.uploads
-        if look and (records := self._reuse(spec)) is not None:
-            return records
         store = self.node.store
         key = self.key(spec)
-        stored = None if spec.digest else self._lookup(spec)
-        if stored is not None and not self._fits(dataclasses.replace(spec, version=None), stored):
+        look = self.fresh_s > 0 or spec.checksums or self._into.uploads
+        stored = self._lookup(spec, spec.digest) if look or not spec.digest else None
+        if look and stored is not None and self._is_fresh(spec, stored):
+            return self._records(spec, stored, reused=True)
+        if spec.digest:
+            stored = None  # what it has to be is known: nothing of the store's is to be confirmed
+        elif stored is not None and not self._fits(dataclasses.replace(spec, version=None), stored):
             stored = None  # not what is asked for: the origin has something else by now, or says why not
         elif stored is not None and not store.touch(stored.outputs[0].path):
             stored = None  # evicted just now
