@@ -271,7 +271,7 @@ class Store:
             record = dataclasses.replace(record, path=made[0].path, samples=made[0].samples)
         self._write_record(directory, record)
         scratch.discard()
-        return Stored.from_json({**record.to_json(), "validated": time.time()})
+        return dataclasses.replace(record, validated=time.time())
 
     def _move(self, files: Sequence[tuple[Scratch, str]], folder: Path, samples: Counter | int | None) -> list[Piece]:
         """Files in the making to their final names, all of them durable before any record speaks of them."""

@@ -23,7 +23,9 @@ class TestRedirects(HttpCase):
         assert self.fetch(self.answering(server.redirect("mid", 301)))[0] == b"x"
         assert len({asked.client for asked in self.origin.log}) == 1
 
-    @pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://h/a", "javascript:0", "http://", "//[bad/"])
+    @pytest.mark.parametrize(
+        "location", ["file:///etc/passwd", "ftp://h/a", "javascript:0", "http://", "//[bad/", "/no-utf-8-\xff"]
+    )
     def test_only_to_http(self, location: str) -> None:
         self.fails(self.answering(server.redirect(location)), errors.BadResponse)
 

@@ -141,6 +141,16 @@ def test_adopting_what_somebody_else_wrote(tmp_path: Path) -> None:
     scratch.close(discard=True)
 
 
+def test_a_journal_is_for_what_takes_a_while(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path, KEY, URI)
+    scratch.note("etag", 10 << 20)
+    assert [*tmp_path.iterdir()] == [scratch.path], "nothing has come that could be lost"
+    scratch.write(bytes(3 << 20))
+    assert scratch.path.with_suffix(".json").exists()
+    scratch.close(discard=True)
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_two_at_once_never_touch_each_others_bytes(tmp_path: Path) -> None:
     """A shard may list a source twice: two threads of a process are then at it at once. Both publish, and both are
     right."""

@@ -296,7 +296,8 @@ def _prepared(
     request.prepare_headers(headers)
     if len(jar):
         request.prepare_cookies(jar)
-    request.prepare_body(body, None)
+    if method != "GET":
+        request.prepare_body(body, None)
     return request
 
 
