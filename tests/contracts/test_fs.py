@@ -340,7 +340,7 @@ class TestSchemes(FileCase):
 
     @pytest.mark.parametrize(
         ("scheme", "package"),
-        [("gs", "gcsfs"), ("az", "adlfs"), ("sftp", "paramiko"), ("hf", "huggingface_hub"), ("smb", "smbprotocol"),
+        [("gs", "gcsfs"), ("az", "adlfs"), ("sftp", "paramiko"), ("smb", "smbprotocol"),
          ("github", "requests"), ("hdfs", "pyarrow"), ("root", "fsspec-xrootd"), ("oss", "ossfs")],
     )  # fmt: skip
     def test_package_of_a_scheme(self, scheme: str, package: str) -> None:

@@ -58,7 +58,9 @@ def postgres() -> Iterator[PostgresServer]:
 @pytest.fixture(scope="module")
 def service(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     root = tmp_path_factory.mktemp("service")
-    with running_service(root, config=config(postgres, root), workers=2, **FEW) as started:
+    # A reader asks at each step whether it is to stop: else what is left of a partition may come before it asks.
+    heeding = "[limits]\nprogress_s = 0\n"
+    with running_service(root, config=heeding + config(postgres, root), workers=2, **FEW) as started:
         yield started
 
 

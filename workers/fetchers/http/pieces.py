@@ -5,6 +5,7 @@ Several threads use a :class:`Plan`; whoever calls it holds their lock.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -111,7 +112,8 @@ class Pace:
     #: A connection is measured when it is past its beginning, for long enough to even out its bursts; one that is to
     #: prove that it was worth it, for two such windows.
     SETTLE_S, WINDOW_S = 0.2, 0.5
-    #: Twice the connections should bring twice the bytes; below this they only take each other's.
+    #: Twice the connections should bring twice the bytes; below this they only take each other's. Of four times as many
+    #: it is asked twice.
     GROWTH = 1.25
     #: Each of so many brings as much as one of fewer did: it is the connection that is limited, and they are far from
     #: what the origin can give.
@@ -142,8 +144,8 @@ class Pace:
         rate, times = came / seconds, 2
         if self._base is not None and alive > self._base[0]:
             fewer, before = self._base
-            if rate < self.GROWTH * before:
-                self.target, self._base, self._hold_until = fewer, None, now + self.AGAIN_S
+            if rate < before * self.GROWTH ** math.log2(alive / fewer):
+                self._back(now, fewer, alive)
                 return True
             if seconds < 2 * self.WINDOW_S:
                 return False
@@ -153,6 +155,12 @@ class Pace:
             self._base = (alive, rate)
             self.target = min(times * alive, self._most)
         return True
+
+    def _back(self, now: float, fewer: int, alive: int) -> None:
+        if alive > 2 * fewer:  # four times as many were too many: perhaps twice as many are not
+            self.target = 2 * fewer
+        else:
+            self.target, self._base, self._hold_until = fewer, None, now + self.AGAIN_S
 
     def limited(self, alive: int) -> None:
         """The origin has refused one more than ``alive``."""
