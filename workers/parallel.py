@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import lru_cache
-from itertools import islice
 from typing import TypeVar
 
 from billiard.exceptions import SoftTimeLimitExceeded
@@ -32,14 +32,16 @@ def each(
         for item in items:
             yield item, work(item)
         return
-    left = iter(items)
+    left = deque(items)
     threads = _threads(os.getpid(), parallel)
     running: dict[Future[Answer], Item] = {}
     try:
         while True:
             try:
-                for item in islice(left, parallel * _AHEAD - len(running)):
-                    running[threads.submit(work, item)] = item
+                while left and len(running) < parallel * _AHEAD:
+                    # A time limit may come between any two steps: rather is a file looked at twice than by nobody.
+                    running[threads.submit(work, left[0])] = left[0]
+                    left.popleft()
                 if not running:
                     return
                 done = wait(running, return_when=FIRST_COMPLETED).done
