@@ -205,7 +205,7 @@ class TestHowMany:
         case.serve(quick)
         case.gets(2 * MB, Http(ranges=8, range_bytes=256 << 10, ranges_from_bytes=MB))
         assert quick.peak > 3
-        assert case.fetcher.of_use("http://elsewhere/large.bin") == 2, "of another origin nothing is known"
+        assert case.fetcher.learned.of_use("http://elsewhere/large.bin") == 2, "of another origin nothing is known"
 
     def test_no_more_where_they_only_share(self, case: Case) -> None:
         large = Ranged(16 * MB, total_rate=4 * MB)

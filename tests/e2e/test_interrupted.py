@@ -128,7 +128,7 @@ def test_nothing_is_left_of_trainers_that_were_killed(service: Service, origin: 
     env = {**service.env, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
     said, errors = tmp_path / "said", tmp_path / "errors"  # no pipes, which the workers of a killed trainer hold open
     with said.open("wb") as out, errors.open("wb") as err:
-        ran = subprocess.run(command, env=env, stdout=out, stderr=err, check=False)
+        ran = subprocess.run(command, env=env, stdout=out, stderr=err, check=False, timeout=40 + RUNS)
     assert ran.returncode == 0, errors.read_text()[-3000:]
     trainers = {int(line) for line in said.read_text().split()}
     assert len(trainers) > RUNS * 0.9, "a process id may come again"

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from urllib.parse import urlsplit
 
 import requests
 
@@ -22,7 +21,8 @@ from ingest.store.spans import Span
 from workers.fetchers.base import Context, Fetched, Known
 from workers.fetchers.http import answers, found
 from workers.fetchers.http.exchange import CLIENT_ERRORS, Exchange, Route, new_session, release
-from workers.fetchers.http.pieces import BEGIN_WITH, Plan
+from workers.fetchers.http.learned import Learned
+from workers.fetchers.http.pieces import Pace, Plan
 from workers.fetchers.http.ranges import NO_RANGE, Download, RangesRefused, Spare
 from workers.fetchers.http.signing import signer
 from workers.fetchers.http.wire import Reply, watched
@@ -34,10 +34,6 @@ _FLUSH_S = 0.5
 _HASH_ASIDE_BYTES = 64 << 20
 #: Fewer bytes than these are fetched again rather than asked for in a second way.
 _WORTH_KEEPING_BYTES = 1 << 20
-#: An origin whose ranges were not what was asked for is not asked for several at once for so long.
-_DISTRUST_S = 3600.0
-#: How many connections were of use to an origin is believed for so long: the next file begins with as many.
-_REMEMBER_S = 600.0
 
 
 class HttpFetcher:
@@ -45,9 +41,8 @@ class HttpFetcher:
 
     def __init__(self) -> None:
         self._local = threading.local()
-        self._spare = Spare()
-        self._distrusted: dict[str, float] = {}
-        self._of_use: dict[str, tuple[int, float]] = {}
+        self.spare = Spare()
+        self.learned = Learned()
 
     def fetch(self, spec: FileSpec, scratch: Scratch, known: Known | None, context: Context) -> Fetched | None:
         """See :class:`~workers.fetchers.base.Fetcher`. Profile keys: ``headers``, ``bearer``, ``user``, ``password``,
@@ -73,26 +68,6 @@ class HttpFetcher:
         if session is None:
             session = self._local.session = new_session()
         return session
-
-    def trusts(self, uri: str) -> bool:
-        """Whether that origin may be asked for several ranges of a file at once."""
-        return time.monotonic() >= self._distrusted.get(urlsplit(uri).netloc, 0.0)
-
-    def distrust(self, uri: str, why: str) -> None:
-        self._distrusted[urlsplit(uri).netloc] = time.monotonic() + _DISTRUST_S
-        log.warning("ranges.refused", extra={"source": uri, "reason": why})
-
-    def of_use(self, uri: str) -> int:
-        """How many connections a file of that origin begins with."""
-        count, until = self._of_use.get(urlsplit(uri).netloc, (BEGIN_WITH, 0.0))
-        return count if time.monotonic() < until else BEGIN_WITH
-
-    def were_of_use(self, uri: str, count: int) -> None:
-        self._of_use[urlsplit(uri).netloc] = (count, time.monotonic() + _REMEMBER_S)
-
-    @property
-    def spare(self) -> Spare:
-        return self._spare
 
 
 class _Transfer:
@@ -125,7 +100,7 @@ class _Transfer:
             try:
                 self._receive(response, span)
             except RangesRefused as refused:
-                self._fetcher.distrust(self._spec.uri, refused.why)
+                self._distrust(refused.why)
             else:
                 if etag is None and status == 206 and self._scratch.journal:
                     etag = self._scratch.journal.validator  # If-Range has answered for it
@@ -165,7 +140,7 @@ class _Transfer:
             else:
                 tag = answers.strong_etag(response.headers)
                 if response.status_code != 416 and tag in (None, journal.validator):
-                    self._fetcher.distrust(self._spec.uri, f"{response.status_code} to bytes {start}-{last}")
+                    self._distrust(f"{response.status_code} to bytes {start}-{last}")
                 release(response)
                 return None
         return None
@@ -240,7 +215,7 @@ class _Transfer:
     def _many(self, gaps: list[Span]) -> bool:
         http = self._exchange.settings.http
         worth = sum(end - start for start, end in gaps) >= http.ranges_from_bytes
-        return worth and http.ranges > 1 and self._fetcher.trusts(self._spec.uri)
+        return worth and http.ranges > 1 and self._fetcher.learned.trusts(self._spec.uri)
 
     def _connections(self, total: int) -> int:
         """How many connections there may be; 0 where one that writes from end to end will do."""
@@ -256,18 +231,23 @@ class _Transfer:
     def _download(self, response: Reply, total: int, most: int, *, on: bool) -> None:
         journal = self._scratch.journal
         assert journal is not None
+        uri, learned = self._spec.uri, self._fetcher.learned
+        pace = Pace(most, time.monotonic(), learned.of_use(uri))
         download = Download(
             self._exchange, self._scratch, response,
-            validator=journal.validator, total=total, on=on, most=most, begin=self._fetcher.of_use(self._spec.uri),
-            spare=self._fetcher.spare,
+            validator=journal.validator, total=total, on=on, pace=pace, spare=self._fetcher.spare,
         )  # fmt: skip
         try:
             download.run()
             if most > 1:
-                self._fetcher.were_of_use(self._spec.uri, download.target)
+                learned.were_of_use(uri, pace.target)
         finally:
             if download.refused is not None:
-                self._fetcher.distrust(self._spec.uri, download.refused)
+                self._distrust(download.refused)
+
+    def _distrust(self, why: str) -> None:
+        self._fetcher.learned.distrust(self._spec.uri)
+        log.warning("ranges.refused", extra={"source": self._spec.uri, "reason": why})
 
     def _read_body(self, response: Reply) -> None:
         """All bytes as they were sent (a Content-Encoding is not undone), in writes of about ``chunk_bytes``."""

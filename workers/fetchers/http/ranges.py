@@ -75,8 +75,8 @@ class _Connection:
 
 
 class Download:
-    """``total`` bytes of the version ``validator``, into ``scratch``. ``first`` is an answer whose body begins at the
-    first missing byte; ``on``: it goes to the end of the file. ``begin`` with so many connections, of ``most``."""
+    """``total`` bytes of the version ``validator``, into ``scratch``, over as many connections of ``spare`` as ``pace``
+    says. ``first`` is an answer whose body begins at the first missing byte; ``on``: it goes to the end of the file."""
 
     def __init__(
         self,
@@ -87,8 +87,7 @@ class Download:
         validator: str,
         total: int,
         on: bool,
-        most: int,
-        begin: int,
+        pace: Pace,
         spare: Spare,
     ) -> None:
         self._exchange, self._scratch, self._spare = exchange, scratch, spare
@@ -96,9 +95,8 @@ class Download:
         self._http = exchange.settings.http
         self._changed = threading.Condition()  # guards all that follows
         self._plan = Plan(scratch.gaps(total), self._http.range_bytes)
-        now = time.monotonic()
-        self._pace, self._brought = Pace(most, now, begin), 0
-        piece = self._plan.take(now)
+        self._pace, self._brought = pace, 0
+        piece = self._plan.take(time.monotonic())
         assert piece is not None, "nothing is missing"
         self._first = _Connection(exchange, piece, first, on)
         exchange.watch.idle = lambda: self._go_on(self._first)
@@ -130,11 +128,6 @@ class Download:
             self._join()
             self._forget()
             self._exchange.watch.idle = self._scratch.check
-
-    @property
-    def target(self) -> int:
-        """How many connections were of use, as far as that was measured."""
-        return self._pace.target
 
     def _join(self) -> None:
         for thread in self._threads:
