@@ -177,7 +177,7 @@ def test_kill_9_in_the_middle_costs_little(s3: SimulatedS3, simulated: Simulated
 def test_a_long_listing_in_flat_memory(s3: SimulatedS3, simulated: SimulatedS3, tmp_path: Path) -> None:
     """Planned for a node that is not there, so that nothing is fetched."""
     s3.keys = KEYS
-    config = f'[limits]\nplan_ahead = {KEYS}\n'
+    config = f"[limits]\nplan_ahead = {KEYS}\n"
     config += f'[connections.simulated]\nendpoint = "{simulated.endpoint}"\nanonymous = true\n'
     with running_service(tmp_path, config=config) as service, Watch(service) as watch:
         source = ingest.Source("s3://bucket/n/", connection="simulated")

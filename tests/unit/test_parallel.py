@@ -108,7 +108,7 @@ def test_a_time_limit_at_any_instant_loses_no_file_and_leaves_nobody_at_work() -
     main = threading.get_ident()
     before = signal.signal(signal.SIGUSR1, limit)
     try:
-        for turn in range(400):
+        while limits < 30:  # so many came while it waited or handed out; others as it gave an answer, or too late
             looked.clear()
             given: list[int] = []
             answers = each(FILES, work, 3, Limited())  # type: ignore[arg-type]
@@ -120,9 +120,8 @@ def test_a_time_limit_at_any_instant_loses_no_file_and_leaves_nobody_at_work() -
             except SoftTimeLimitExceeded:  # it came as it gave an answer: the caller hears of it
                 timer.join()
             else:
-                assert sorted(given) == FILES, turn
+                assert sorted(given) == FILES
             assert not working
-            assert set(looked.values()) == {1}, "each by one thread only"
+            assert set(looked.values()) <= {1}, "each by one thread only"
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert limits > 20, "many came while it waited or handed out"
