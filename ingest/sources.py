@@ -210,13 +210,16 @@ def parse_digest(digest: str) -> tuple[str, str]:
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-#: What nearly every line of a long list is, and is right: all that follows need not be looked at.
-_PLAIN = re.compile(r"(?:https?|s3)://[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,4})?/[\x21-\x7e]*")
+_HOST = r"(?:https?|s3)://[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,4})?/"
+#: A URI in which there is nothing to refuse.
+_GOOD = re.compile(_HOST + r"[!-~]*")
+#: One, moreover, that is of a single file: it has none of ``* ? [ { \ #`` and no ``/`` at its end.
+_PLAIN = re.compile(_HOST + r"""[!"$-)+->@-Z\]-z|-~]*(?<!/)""")
 
 
 def check_source_text(uri: str) -> None:
     """Refuse what can be refused without asking anyone: control characters, no scheme, a password in the URI."""
-    if _PLAIN.fullmatch(uri):
+    if _GOOD.fullmatch(uri):
         return
     shown = _USERINFO.sub("//", uri) if "@" in uri else uri
     if not uri or uri != uri.strip() or _CONTROL.search(uri):
@@ -240,17 +243,21 @@ def check_source_text(uri: str) -> None:
         raise BadSource(uri, "has no bucket; write s3://BUCKET/KEY")
 
 
-def as_sources(given: str | AnySource | Sequence[str | AnySource]) -> list[AnySource]:
-    """What a user passes to submit, as a list of sources; a lone string or source is a list of one."""
+def as_sources(given: str | AnySource | Sequence[str | AnySource]) -> list[str | AnySource]:
+    """What a user passes to submit, as a list; a lone string or source is a list of one.
+
+    The URI of a single file, in which there is nothing to refuse, stays a string: of a list of a million they all are.
+    """
     if isinstance(given, str | AnySource) or not isinstance(given, Iterable):
         given = [given]
-    out: list[AnySource] = []
+    out: list[str | AnySource] = []
     for item in given:
         if isinstance(item, str):
-            item = Source(item)
-        if not isinstance(item, AnySource):
+            out.append(item if _PLAIN.fullmatch(item) else Source(item))
+        elif isinstance(item, AnySource):
+            out.append(item)
+        else:
             raise UsageError(f"{item!r} is no source: pass a URI, ingest.Source, ingest.Sql, .Api or .Manifest")
-        out.append(item)
     if not out:
         raise UsageError("the list of sources is empty: give at least one URI")
     return out

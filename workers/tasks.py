@@ -188,7 +188,7 @@ class Download(Task):  # type: ignore[misc] # Celery has no types
         if made:
             queue = plan_queue if needs_origin(source) else fetch_queue
             units = [
-                NewUnit.plan(unit.source, unit.index, queue) if unit.source else NewUnit.shard(unit.files, queue)
+                NewUnit.plan(unit.source, unit.index, queue) if unit.source else NewUnit.listed(unit.files, queue)
                 for unit in cut([source], None)
             ]
             ledger.add(job, "p" if needs_origin(source) else "", 0, 0, units)

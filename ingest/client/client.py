@@ -222,9 +222,9 @@ class Client:
             time.sleep(0.1)
         return workers
 
-    def _check_connections(self, sources: list[AnySource], workers: list[WorkerInfo]) -> None:
+    def _check_connections(self, sources: list[str | AnySource], workers: list[WorkerInfo]) -> None:
         known = {name for worker in workers for name in worker.connections}
-        for name in {source.connection for source in sources if source.connection}:
+        for name in {source.connection for source in sources if not isinstance(source, str) and source.connection}:
             if workers and name not in known:
                 raise UnknownConnection(name, sorted(known))
 
@@ -249,7 +249,7 @@ class Client:
         return f"node:{node}"
 
 
-def _surveys(sources: list[AnySource], *, digest: bool) -> dict[int, Survey]:
+def _surveys(sources: list[str | AnySource], *, digest: bool) -> dict[int, Survey]:
     """Of the manifests that are files here, by place."""
     local = ((n, source) for n, source in enumerate(sources) if isinstance(source, Manifest) and source.is_local)
     return {n: survey(source, digest=digest) for n, source in local}

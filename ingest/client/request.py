@@ -24,7 +24,7 @@ from ingest.model import JobOptions
 from ingest.placement import choose_queue
 from ingest.queues import FETCH_QUEUE, PLAN_QUEUE
 from ingest.settings import Settings
-from ingest.sources import AnySource, as_sources
+from ingest.sources import AnySource, Source, as_sources
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Request:
         self._once = iter(given) is given if hasattr(given, "__iter__") else False  # cannot be gone through twice
         self._lock = threading.Lock()
 
-    def submit(self, sources: list[AnySource]) -> None:
+    def submit(self, sources: list[str | AnySource]) -> None:
         """Make the job, or find the one of this key, and write what is not there. Raises :class:`UsageError` for a key
         of other sources, :class:`LedgerUnavailable`. Ctrl-C says in a note which job it had begun."""
         try:
@@ -75,7 +75,7 @@ class Request:
                 )
             raise
 
-    def _submit(self, sources: list[AnySource]) -> None:
+    def _submit(self, sources: list[str | AnySource]) -> None:
         while True:
             self.job, _ = self._ledger.create(self.options, self._key)
             meta = self._ledger.meta(self.job)
@@ -140,7 +140,7 @@ class Request:
     def _expired(self) -> bool:
         return self._over_at is not None and time.monotonic() - self._over_at >= self._settings.keep_s
 
-    def _sources(self) -> list[AnySource]:
+    def _sources(self) -> list[str | AnySource]:
         """As they were. Raises :class:`UsageError` where that cannot be said any more."""
         sources = as_sources(self._given)
         if self._digest:
@@ -165,7 +165,7 @@ class Request:
 
         self._known(patiently(create, deadline))
 
-    def _write(self, sources: list[AnySource], deadline: Deadline) -> str:
+    def _write(self, sources: list[str | AnySource], deadline: Deadline) -> str:
         """All units into the ledger, each batch rung for as it lands; then the seal. Begins again when the ledger is
         wiped meanwhile; at the deadline it leaves the rest to the next wait. Returns what the ledger said last."""
         for _ in range(MOST_LOSSES):
@@ -177,7 +177,7 @@ class Request:
             self._begin_again(deadline)
         raise UnknownJob(self.job)
 
-    def _write_once(self, sources: list[AnySource], deadline: Deadline) -> str:
+    def _write_once(self, sources: list[str | AnySource], deadline: Deadline) -> str:
         numbers = {"": 0, "p": 0}
         digest = hashlib.sha256()
         for kind, run in itertools.groupby(self._units(sources), key=lambda pair: "p" if pair[0].source else ""):
@@ -201,16 +201,17 @@ class Request:
         most = max(LEAST_RINGS, 2 * self.options.slots)
         self._rings = self._rings and ring(self._settings, {queue: min(count, most) for queue, count in due.items()})
 
-    def _units(self, sources: Sequence[AnySource]) -> Iterator[tuple[Unit, tuple[NewUnit, str]]]:
+    def _units(self, sources: Sequence[str | AnySource]) -> Iterator[tuple[Unit, tuple[NewUnit, str]]]:
         for unit in cut(sources, self.options.shard_files, self._surveys, self.options.slots):
             yield unit, _new_unit(self.job, unit, self.options, self._nodes)
 
 
-def fingerprint(sources: Sequence[AnySource], surveys: Mapping[int, Survey]) -> str:
+def fingerprint(sources: Sequence[str | AnySource], surveys: Mapping[int, Survey]) -> str:
     """What tells one request from another. Cheap: it is made of a million sources, too."""
     digest = hashlib.sha256()
     for source in sources:
-        digest.update(repr(source).encode("utf-8", "surrogatepass"))
+        written = Source(source) if isinstance(source, str) else source
+        digest.update(repr(written).encode("utf-8", "surrogatepass"))
     for known in surveys.values():
         digest.update(known.digest.encode())
     return digest.hexdigest()[:32]
@@ -220,5 +221,5 @@ def _new_unit(job: str, unit: Unit, options: JobOptions, nodes: list[str]) -> tu
     if unit.source is not None:
         queue = choose_queue(PLAN_QUEUE, "any" if options.placement == "spread" else options.placement, nodes, job)
         return NewUnit.plan(unit.source, unit.index, queue), queue
-    queue = choose_queue(FETCH_QUEUE, options.placement, nodes, unit.files[0].uri)
-    return NewUnit.shard(unit.files, queue), queue
+    queue = choose_queue(FETCH_QUEUE, options.placement, nodes, unit.files[0]["uri"])
+    return NewUnit.listed(unit.files, queue), queue

@@ -28,21 +28,27 @@ VERSIONED = frozenset({"s3", "gs", "gcs", "az"})
 
 @dataclass(frozen=True)
 class Unit:
-    """``files`` for a shard; ``source`` for a piece of planning. ``index`` is that of its (first) source."""
+    """``files`` for a shard, each as it travels (:meth:`FileSpec.to_json`: of a million it is half the work to make
+    anything else of them first); ``source`` for a piece of planning. ``index`` is that of its (first) source."""
 
     index: int
-    files: tuple[FileSpec, ...] = ()
+    files: tuple[Mapping[str, Any], ...] = ()
     source: AnySource | None = None
 
 
-def needs_origin(source: AnySource) -> bool:
+def needs_origin(source: str | AnySource) -> bool:
+    """Whether only the origin knows which files these are."""
+    if isinstance(source, str):
+        return False
     if isinstance(source, Manifest):
         return not source.is_local
     return not isinstance(source, Source) or is_pattern(source.uri)
 
 
-def check(source: AnySource) -> None:
+def check(source: str | AnySource) -> None:
     """Refuse what cannot be right, here, where the user is. Raises :class:`UsageError` or :class:`BadSource`."""
+    if isinstance(source, str):  # ``as_sources`` has looked at it
+        return
     if isinstance(source, Sql):
         _check_sql(source)
         return
@@ -192,7 +198,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def check_pack(
-    sources: Sequence[AnySource], pack: Pack | str | None, shard_files: int | None, steps: Sequence[Any] = ()
+    sources: Sequence[str | AnySource], pack: Pack | str | None, shard_files: int | None, steps: Sequence[Any] = ()
 ) -> Pack | None:
     """How a job's files are packed. Raises :class:`UsageError` for what cannot be."""
     if pack is None:
@@ -210,41 +216,57 @@ def check_pack(
         raise UsageError(f"pack.max_failed={made.max_failed!r} must be a share between 0 and 1")
     if shard_files is not None:
         raise UsageError("with pack=, the files of a shard are Pack(samples=…): leave out shard_files=")
-    if other := next((s for s in sources if not isinstance(s, Source | Manifest)), None):
+    if other := next((s for s in sources if not isinstance(s, str | Source | Manifest)), None):
         raise UsageError(f"{other.uri}: pack= is for files; what a database or an API gives is one file already")
     return made
 
 
 def cut(
-    sources: Sequence[AnySource], wanted: int | None, surveys: Mapping[int, Survey] | None = None, slots: int = 0
+    sources: Sequence[str | AnySource],
+    wanted: int | None,
+    surveys: Mapping[int, Survey] | None = None,
+    slots: int = 0,
 ) -> Iterator[Unit]:
     """Units in the order of the sources. A shard never reaches across a source that must be planned, so that the
     order of shards is the order of files. ``surveys`` are those of the manifests that are files here, by place."""
     surveys = surveys or {}
-    literal = sum(count_braces(s.uri) for s in sources if isinstance(s, Source) and not needs_origin(s))
+    literal = sum(_count(source) for source in sources)
     size = shard_size(literal + sum(survey.files for survey in surveys.values()), wanted, slots)
-    files: list[FileSpec] = []
+    files: list[Mapping[str, Any]] = []
     for index, source in enumerate(sources):
         if needs_origin(source):
             if files:
-                yield Unit(files[0].source, tuple(files))
+                yield Unit(files[0]["source"], tuple(files))
                 files = []
+            assert not isinstance(source, str)
             yield Unit(index, source=source)
             continue
-        for spec in _literal(source, index, surveys):
-            files.append(spec)
+        for file in _literal(source, index, surveys):
+            files.append(file)
             if len(files) >= size:
-                yield Unit(files[0].source, tuple(files))
+                yield Unit(files[0]["source"], tuple(files))
                 files = []
     if files:
-        yield Unit(files[0].source, tuple(files))
+        yield Unit(files[0]["source"], tuple(files))
 
 
-def _literal(source: AnySource, index: int, surveys: Mapping[int, Survey]) -> Iterator[FileSpec]:
-    """The files of a source that nobody has to be asked for."""
-    if isinstance(source, Manifest):
-        yield from listed(source, index, surveys[index])
+def _count(source: str | AnySource) -> int:
+    """How many files nobody has to be asked for, but for those of a manifest."""
+    if isinstance(source, str):
+        return 1
+    return count_braces(source.uri) if isinstance(source, Source) and not needs_origin(source) else 0
+
+
+def _literal(source: str | AnySource, index: int, surveys: Mapping[int, Survey]) -> Iterator[Mapping[str, Any]]:
+    """The files of a source that nobody has to be asked for, as they travel."""
+    if isinstance(source, str):
+        yield {"source": index, "part": 0, "uri": source}
         return
+    for spec in listed(source, index, surveys[index]) if isinstance(source, Manifest) else _expanded(source, index):
+        yield spec.to_json()
+
+
+def _expanded(source: AnySource, index: int) -> Iterator[FileSpec]:
     assert isinstance(source, Source)
     digest = ":".join(parse_digest(source.digest)) if source.digest else None
     for part, uri in enumerate(expand_braces(source.uri)):

@@ -13,7 +13,7 @@ from ingest.ledger.redis import text
 from ingest.ledger.space import SpaceLedger
 from ingest.model import TERMINAL_JOB, FileSpec, JobOptions, origin_of
 from ingest.queues import FETCH_QUEUE, node_queue, queues_of
-from ingest.record import pack, pack_json, unpack, unpack_json
+from ingest.record import pack_json, unpack, unpack_json
 from ingest.sources import AnySource, source_from_json, source_to_json
 
 #: Units in one add call: a few hundred keep a script under some milliseconds.
@@ -31,9 +31,14 @@ class NewUnit(NamedTuple):
 
     @classmethod
     def shard(cls, specs: Sequence[FileSpec], queue: str) -> NewUnit:
-        first = specs[0]
-        facts = {"i": first.source, "p": first.part, "c": len(specs), "o": origin_of(first.uri), "q": queue}
-        return cls(pack(specs), json.dumps(facts, separators=(",", ":")))
+        return cls.listed([spec.to_json() for spec in specs], queue)
+
+    @classmethod
+    def listed(cls, files: Sequence[Mapping[str, Any]], queue: str) -> NewUnit:
+        """A shard of files as they travel (:meth:`FileSpec.to_json`)."""
+        first = files[0]
+        facts = {"i": first["source"], "p": first["part"], "c": len(files), "o": origin_of(first["uri"]), "q": queue}
+        return cls(pack_json(files), json.dumps(facts, separators=(",", ":")))
 
     @classmethod
     def plan(cls, source: AnySource, index: int, queue: str) -> NewUnit:

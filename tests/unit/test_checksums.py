@@ -138,4 +138,4 @@ def test_every_file_of_a_range_has_its_list() -> None:
     source = Source("https://h/{a,b}.tar", checksums="beside")
     check(source)
     (unit,) = cut([source], wanted=10)
-    assert [spec.checksums for spec in unit.files] == ["beside", "beside"]
+    assert [file["checksums"] for file in unit.files] == ["beside", "beside"]

@@ -242,10 +242,11 @@ def test_a_time_to_begin_after_is_told_in_utc() -> None:
 
 
 def test_what_may_be_submitted() -> None:
-    assert as_sources("s3://b/k") == [Source("s3://b/k")]
+    assert as_sources("s3://b/k*") == [Source("s3://b/k*")]
+    assert as_sources("s3://b/k") == ["s3://b/k"]
     sql = Sql("lake", table="t")
     assert as_sources(sql) == [sql]
-    assert as_sources(("s3://b/k", sql, Manifest("s3://b/m"))) == [Source("s3://b/k"), sql, Manifest("s3://b/m")]
+    assert as_sources(("s3://b/", sql, Manifest("s3://b/m"))) == [Source("s3://b/"), sql, Manifest("s3://b/m")]
     for wrong in ([], [1], ["s3://b/k", None], [b"s3://b/k"]):
         with pytest.raises(UsageError):
             as_sources(wrong)  # type: ignore[arg-type]

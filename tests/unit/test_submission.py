@@ -8,18 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest.client.request import fingerprint
 from ingest.client.submission import Unit, check, cut, needs_origin, positive
 from ingest.cuts import MOST, shard_size
 from ingest.errors import BadSource, UsageError
 from ingest.model import FileSpec
-from ingest.sources import AnySource, Manifest, Source, Sql
+from ingest.sources import AnySource, Manifest, Source, Sql, as_sources
 
 SHA = "sha256:" + "a" * 64
 SQL = Sql("lake", table="t")
 
 
 def flat(units: list[Unit]) -> list[tuple[int, int, str]]:
-    return [(f.source, f.part, f.uri) for u in units for f in u.files]
+    return [(f["source"], f["part"], f["uri"]) for u in units for f in u.files]
 
 
 class TestCutting:
@@ -42,8 +43,10 @@ class TestCutting:
             (4, 1, None),
             (5, 0, sources[5]),
         ]
-        assert units[1].files == (FileSpec(0, 1, "s3://b/a-3.tar", connection="c"),)
-        assert units[2].files == (FileSpec(1, 0, "https://h/x", SHA, 5),)  # a digest travels as everybody writes it
+        assert units[1].files == (FileSpec(0, 1, "s3://b/a-3.tar", connection="c").to_json(),)
+        assert units[2].files == (
+            FileSpec(1, 0, "https://h/x", SHA, 5).to_json(),
+        )  # a digest travels as everybody writes it
 
     def test_a_shard_holds_files_of_several_sources_but_reaches_over_no_planning(self) -> None:
         sources = [
@@ -54,7 +57,7 @@ class TestCutting:
             Source("https://h/d"),
         ]
         units = [*cut(sources, 3)]
-        assert [(u.index, [(f.source, f.part) for f in u.files]) for u in units] == [
+        assert [(u.index, [(f["source"], f["part"]) for f in u.files]) for u in units] == [
             (0, [(0, 0), (0, 1), (0, 2)]),
             (0, [(0, 3), (1, 0)]),
             (2, []),
@@ -99,9 +102,9 @@ class TestCutting:
 
     def test_mirrors_and_checksums_go_along(self) -> None:
         given = Source("https://h/a", mirrors=["https://m/a", "s3://b/a"], checksums="beside")  # type: ignore[arg-type]
-        ((spec,),) = (unit.files for unit in cut([given], None))
+        ((file,),) = (unit.files for unit in cut([given], None))
+        spec = FileSpec.from_json(json.loads(json.dumps(file)))
         assert (spec.mirrors, spec.checksums) == (("https://m/a", "s3://b/a"), "beside")
-        assert FileSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
 class TestBraces:
@@ -218,6 +221,21 @@ def test_what_is_taken_can_be_cut(uri: str) -> None:
     except BadSource:
         return
     assert next(cut([Source(uri)], None)).index == 0
+
+
+@given(st.from_regex(r"\A(https?|s3)://[a-z0-9.]{1,9}(:[0-9]{1,3})?/[!-~]{0,20}\Z") | st.text(max_size=30))
+def test_a_plain_uri_means_what_its_source_means(uri: str) -> None:
+    (item,) = as_sources(uri)
+    if isinstance(item, str):
+        check(Source(uri))
+        assert not needs_origin(Source(uri))
+        assert [*cut([uri], None)] == [*cut([Source(uri)], None)]
+
+
+def test_a_plain_list_is_the_request_that_its_sources_are() -> None:
+    uris = ["https://h/a", "s3://b/c/d.tar", "http://h:80/e~f"]
+    assert as_sources(uris) == uris
+    assert fingerprint(uris, {}) == fingerprint([Source(uri) for uri in uris], {})
 
 
 @pytest.mark.parametrize("value", [0, -1, 0.0, float("nan")])
