@@ -16,6 +16,7 @@ from ingest.model import FileRecord, FileSpec, JobOptions
 from ingest.names import base_name
 from ingest.sections import Connection, is_under
 from ingest.store import Piece, Scratch, Store, Stored
+from ingest.store.layout import name_of
 from workers.checksums import Checksums
 from workers.control import Control
 from workers.convert import convert, resolve
@@ -256,12 +257,18 @@ class Transfer:
     def _records(self, spec: FileSpec, stored: Stored, *, reused: bool) -> list[FileRecord]:
         made = []
         for number, piece in enumerate(stored.outputs):
-            # data/KK/KEY/VERSION/NAME: of a source that became several files, each keeps the name that it was given.
-            name = "/".join(Path(piece.path).parts[4:])
-            if spec.name:
-                name = spec.name if stored.path else "/".join((*spec.name.split("/")[:-1], name))
-            made.append(self.record(dataclasses.replace(spec, name=name), stored, piece, number, reused=reused))
+            made.append(self.record(self._named(spec, stored, piece), stored, piece, number, reused=reused))
         return made
+
+    def _named(self, spec: FileSpec, stored: Stored, piece: Piece) -> FileSpec:
+        """With the name that it has under ``into=``: of a source that became several files, each keeps the one that it
+        was given."""
+        if self._options.into is None or (spec.name and stored.path):
+            return spec
+        name = name_of(piece.path)
+        if spec.name:
+            name = "/".join((*spec.name.split("/")[:-1], name))
+        return dataclasses.replace(spec, name=name)
 
     def record(self, spec: FileSpec, stored: Stored, piece: Piece, number: int, *, reused: bool) -> FileRecord:
         """What is said of a published file, which ``into=`` makes appear under ``spec.name``."""

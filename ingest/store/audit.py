@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ingest.errors import StoreError
 from ingest.store.evict import now_ns, records_of
-from ingest.store.layout import Piece, Stored, inside, read_record, scan
+from ingest.store.layout import Piece, Stored, folder_of, inside, read_record, scan
 from ingest.store.store import Store
 
 
@@ -96,7 +96,7 @@ def check(store: Store, path: str, size: int, digest: str) -> None:
             raise StoreError(str(file), f"{reason}, and was replaced meanwhile")
     # The record first: without it the file is not there for anybody.
     with suppress(OSError):
-        for record in records_of(store, store.root.joinpath(*Path(path).parts[:4])):
+        for record in records_of(store, folder_of(store.root, path)):
             record.unlink()
         file.unlink()
     raise StoreError(str(file), f"{reason}; it was taken out of the store")

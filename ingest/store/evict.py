@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ingest.store.layout import read_record, scan
+from ingest.store.layout import folder_of, read_record, scan
 from ingest.store.store import Store
 
 #: So many of the least recently used are found in one walk, whatever the store holds.
@@ -152,7 +152,7 @@ def _versions(store: Store, source: str, now: int, found: Survey) -> Iterator[Ve
 def _folder_of(store: Store, record: Path) -> Path | None:
     """The folder of a source that became several files: its name is another one than the record's."""
     found = read_record(record)
-    return store.root.joinpath(*Path(found.outputs[0].path).parts[:4]) if found else None
+    return folder_of(store.root, found.outputs[0].path) if found else None
 
 
 def _weigh(store: Store, folder: str) -> Version | None:

@@ -74,7 +74,17 @@ def version_dir(version: str) -> str:
 
 
 def source_dir(root: Path, key: str) -> Path:
-    return root / "data" / key[:2] / key
+    return Path(f"{root}/data/{key[:2]}/{key}")
+
+
+def folder_of(root: Path, path: str) -> Path:
+    """Where the version lies that a file (by its path relative to the root) is of."""
+    return Path(f"{root}/{'/'.join(path.split('/', 4)[:4])}")
+
+
+def name_of(path: str) -> str:
+    """What a file (by its path relative to the root) is called, below the folder of its version."""
+    return path.split("/", 4)[4]
 
 
 def scan(directory: Path) -> list[Path]:
@@ -127,7 +137,7 @@ def sync_filesystem(path: Path) -> bool:
     return True
 
 
-def read_record(path: Path) -> Stored | None:
+def read_record(path: Path | str) -> Stored | None:
     """A record, or None where it is damaged or gone: then the file counts as not there, and is fetched again."""
     try:
         with open(path, "rb") as f:
@@ -151,11 +161,15 @@ def inside(root: Path, relative: str) -> Path:
 
     Raises :class:`StoreError`.
     """
-    parts = Path(relative).parts
-    if not parts or Path(relative).is_absolute() or ".." in parts:
+    parts = relative.split("/")
+    if relative.startswith("/") or ".." in parts or not set(parts) - {"", "."}:
         raise StoreError(relative, "is not a path inside a store")
-    path = root / relative
-    # The data directory holds real files only; a link that somebody put there could lead anywhere.
-    if not os.path.realpath(path).startswith(os.path.realpath(root) + os.sep):
-        raise StoreError(relative, f"leads out of the store {root}")
-    return path
+    at = str(root)
+    for part in parts:
+        at = f"{at}/{part}"
+        # The data directory holds real files only; a link that somebody put there could lead anywhere.
+        if os.path.islink(at):
+            if not os.path.realpath(root / relative).startswith(os.path.realpath(root) + os.sep):
+                raise StoreError(relative, f"leads out of the store {root}")
+            break
+    return root / relative

@@ -26,6 +26,7 @@ from ingest.store.disk import free_bytes, in_words, is_disk
 from ingest.store.layout import (
     Piece,
     Stored,
+    folder_of,
     inside,
     read_record,
     source_dir,
@@ -98,7 +99,7 @@ class Store:
         else None."""
         directory = source_dir(self.root, key)
         try:
-            records = [read_record(directory / name) for name in os.listdir(directory) if name.endswith(".json")]
+            records = [read_record(f"{directory}/{name}") for name in os.listdir(directory) if name.endswith(".json")]
         except FileNotFoundError:
             return None
         for record in sorted(filter(None, records), key=lambda r: -r.validated):
@@ -108,7 +109,7 @@ class Store:
 
     def _is_whole(self, record: Stored) -> bool:
         try:
-            return all(inside(self.root, piece.path).stat().st_size == piece.size for piece in record.outputs)
+            return all(os.stat(inside(self.root, piece.path)).st_size == piece.size for piece in record.outputs)
         except (OSError, StoreError):
             return False
 
@@ -121,7 +122,7 @@ class Store:
         """A file of this store (by its path relative to the root) is used: it stays for ``quiet_s`` at the least. False
         if it was evicted; one that cannot be touched by this user is none that he could evict."""
         try:
-            os.utime(self.root.joinpath(*Path(path).parts[:4]))
+            os.utime(folder_of(self.root, path))
         except FileNotFoundError:
             return False
         except OSError:
