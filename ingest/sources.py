@@ -210,7 +210,7 @@ def parse_digest(digest: str) -> tuple[str, str]:
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_HOST = r"(?:https?|s3)://[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,4})?/"
+_HOST = r"(?:https?|s3)://[A-Za-z0-9][A-Za-z0-9.-]*(?::[1-5]?[0-9]{1,4})?/"
 #: A URI in which there is nothing to refuse.
 _GOOD = re.compile(_HOST + r"[!-~]*")
 #: One, moreover, that is of a single file: it has none of ``* ? [ { \ #`` and no ``/`` at its end.
