@@ -161,8 +161,8 @@ class Client:
             files = job.files(timeout=left)
         except WaitTimeout as late:
             raise WaitTimeout(late.job, timeout or late.seconds, late.waiting_for) from None
-        failures = job.failures()
-        if failures and job.status().state != "done":  # a packed shard may be done without every one of its samples
+        # A packed shard may be done without every one of its samples.
+        if job.status().state != "done" and (failures := job.failures()):
             raise JobFailed(files, failures)
         if into is None:
             return [file.path for file in files]
