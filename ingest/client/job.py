@@ -114,7 +114,7 @@ class Job:
     def _as_completed(self, deadline: Deadline) -> Iterator[LocalFile]:
         stream = EventStream(self._ledger, self.id, self._request)
         seen: dict[str, set[tuple[int, int, int]]] = defaultdict(set)
-        had, before = Places(), Places()  # what came; what came before the job was lost and put back
+        had = Places()  # what came, also before the job was lost, or Redis lost its last moments
         renewed: set[str] = set()
         while True:
             events = stream.poll(0 if stream.ended else deadline.left_s)
@@ -122,8 +122,9 @@ class Job:
                 if event["k"] == "anew":
                     seen.pop(event["n"], None)  # it comes again, as it is at another moment
                     renewed.add(event["n"])
+                elif event["k"] == "again":
+                    renewed.add(event["n"])
                 elif event["k"] == "lost":
-                    before = had
                     seen.clear()
                     renewed.clear()
             news = list(
@@ -135,7 +136,7 @@ class Job:
                     for record in Result.unpacked(packed).files:
                         if record.place not in seen[n]:
                             seen[n].add(record.place)
-                            if record.place in before and n not in renewed:
+                            if record.place in had and n not in renewed:
                                 continue
                             had.add(record.place)
                             yield LocalFile.of(record, self._here())
