@@ -58,8 +58,7 @@ for at = 1, #mine, 2 do
 end
 if redis.call('HLEN', held) >= max_held then return 'full' end
 -- A node that says of itself that its store cannot be worked in gets nothing.
-local told = redis.call('GET', P .. 'worker:' .. worker)
-local node = told and cjson.decode(told) or {}
+local node = decoded(redis.call('GET', P .. 'worker:' .. worker)) or {}
 if (node.unfit or '') ~= '' then return 'unfit' end
 local closed = node.store and is_closed(node.store)
 -- A job of a hundred thousand shards that is being cancelled, or whose origin is down, is not gone through by one claim: that would

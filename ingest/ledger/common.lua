@@ -53,6 +53,13 @@ local function load(unit)
   return rec, job, n
 end
 
+-- JSON that a client or a worker wrote, nil where it cannot be read. A file name that is not UTF-8 may be in it, as half of a surrogate pair,
+-- which is JSON for Python and not for cjson: of such a text nothing hangs here.
+local function decoded(text)
+  local whole, found = pcall(cjson.decode, (string.gsub(text or '', '\\u[dD][89a-fA-F]%x%x', '\\u003f')))
+  return whole and type(found) == 'table' and found or nil
+end
+
 local function save(job, n, rec)
   redis.call('HSET', jobkey(job, 'shard'), n, cjson.encode(rec))
 end

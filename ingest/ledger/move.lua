@@ -7,7 +7,7 @@ local function may_go(unit)
   if placement == '' or not job then return true end
   if goes[job] == nil then
     local options = redis.call('HGET', jobkey(job), 'options')
-    goes[job] = not options or cjson.decode(options).placement == placement
+    goes[job] = not options or (decoded(options) or {}).placement == placement
   end
   return goes[job]
 end

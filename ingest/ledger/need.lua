@@ -80,7 +80,10 @@ for n, was in pairs(before) do
 end
 for _, n in ipairs(loose) do less = less or before[n] == '1' end
 redis.call('DEL', key)
-redis.call('HSET', key, '-', holds_what, unpack(held)) -- a window is some dozens, a thousand at most
+redis.call('HSET', key, '-', holds_what)
+for at = 1, #held, 2000 do -- a window is some dozens, a thousand at most; but a process may have several, and Lua's stack has an end
+  redis.call('HSET', key, unpack(held, at, math.min(at + 1999, #held)))
+end
 redis.call('PEXPIRE', key, ttl * 4)
 if less and holds_what == 'window' then holders_changed(true) end
 return {queues, loose}

@@ -54,6 +54,13 @@ class TestOrder:
         ledger.need("j0", "r1", [0])
         assert taken(ledger, 3) == ["2", "0", "1"]
 
+    def test_the_windows_of_many_readers_in_one_process(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 5000)
+        ledger.need(job, "r1", range(5000), holds="window")
+        ledger.need(job, "r1", range(1, 5000), holds="window")
+        assert taken(ledger, 2) == ["1", "2"]
+        assert ledger.redis.hlen(ledger.key("window", job, "r1")) == 5000
+
     def test_of_several_readers_the_nearest_then_who_asked_first(self, ledger: WorkLedger) -> None:
         one, two = submit(ledger, 20), submit(ledger, 20)
         ledger.need(one, "r1", range(10, 14))

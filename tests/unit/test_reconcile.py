@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingest.app import app_for
+from ingest.doorbell import waiting
 from ingest.ledger import WorkLedger
 from ingest.model import JobOptions
 from ingest.sections import StoreLimits
@@ -66,6 +67,27 @@ def test_what_was_spread_to_a_node_that_is_gone_is_anybodys(settings: Settings, 
     ledger.beat("w3", INFO | {"node": "n3", "store": "s1"}, [], [])
     step()
     assert (ledger.due_count(DEAD), ledger.due_count(f"{QUEUE}.n3")) == (0, 700), "its store is there again"
+
+
+def test_a_job_that_lua_cannot_read_keeps_no_other_from_its_bells(settings: Settings, ledger: WorkLedger) -> None:
+    """A name from a shell that speaks no UTF-8, a folder of such a name; and what somebody wrote over options."""
+    submit(ledger, 3, queue=DEAD, options=JobOptions(name="caf\udce9", placement="spread", into="/d/\\ud800\udce9"))
+    damaged = submit(ledger, 2, queue=DEAD, options=JobOptions(placement="spread"))
+    ledger.redis.hset(ledger.key("job", damaged), "options", "?")
+    submit(ledger, 4)
+    reconciler(settings, ledger).step()
+    assert (ledger.due_count(DEAD), ledger.due_count(QUEUE)) == (2, 7)
+    with app_for(settings).connection_for_read() as connection:
+        assert waiting(connection.default_channel, QUEUE) >= 7
+
+
+def test_what_a_node_says_in_no_unicode_is_heard(ledger: WorkLedger) -> None:
+    """A store in a folder whose name is not UTF-8, and full."""
+    submit(ledger, 1)
+    ledger.beat("w2", INFO | {"unfit": "the store at /d/\udce9 failed"}, [], [])
+    assert ledger.claim("w2", "1:1", 10, [QUEUE]) is None
+    ledger.beat("w2", INFO, [], [])
+    assert claim(ledger, "w2")
 
 
 def test_a_queue_that_its_living_node_does_not_consume(settings: Settings, ledger: WorkLedger) -> None:
