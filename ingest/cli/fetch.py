@@ -16,10 +16,12 @@ from ingest.cli.asking import Asked, asking, show_plan
 from ingest.cli.output import json_option, show_json
 from ingest.cli.watch import follow
 from ingest.client import Client
+from ingest.client.follow import GRACE_S
 from ingest.client.submission import check
 from ingest.embedded.ports import answers
 from ingest.errors import LedgerUnavailable, UsageError, WaitTimeout
 from ingest.ledger import JobLedger
+from ingest.ledger.connect import until
 from ingest.settings import current
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -52,7 +54,8 @@ def fetch(asked: Asked, timeout_s: float, as_json: bool) -> None:
         end = time.monotonic() + timeout_s
         job = None
         try:
-            job = client.submit(asked.sources, **asked.options)
+            with until(end + GRACE_S):
+                job = client.submit(asked.sources, **asked.options)
             follow(job, timeout_s, console)
         except KeyboardInterrupt as stop:
             if not stays:

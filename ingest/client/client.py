@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from ingest.client import cursors
-from ingest.client.follow import Deadline
+from ingest.client.follow import GRACE_S, Deadline
 from ingest.client.into import destination, inside
 from ingest.client.job import Job
 from ingest.client.lease import Leases
@@ -21,6 +22,7 @@ from ingest.client.request import Request, fingerprint
 from ingest.client.submission import check, check_bounds, check_pack, positive
 from ingest.errors import JobFailed, NoDataNode, UnknownConnection, UsageError, WaitTimeout
 from ingest.ledger import JobLedger, WorkerInfo, fit
+from ingest.ledger.connect import left_s, until
 from ingest.model import JobOptions
 from ingest.settings import NODE_NAME, Settings, check_redis_url, current
 from ingest.sources import AnySource, Manifest, Pack, Sql, as_sources
@@ -154,16 +156,17 @@ class Client:
         (the job goes on), and what :meth:`submit` raises.
         """
         positive("timeout", timeout)
-        begun = time.monotonic()
-        job = self.submit(sources, into=into, placement=placement, fresh_s=fresh_s, convert=convert)
-        left = None if timeout is None else max(0.001, timeout - (time.monotonic() - begun))
-        try:
-            files = job.files(timeout=left)
-        except WaitTimeout as late:
-            raise WaitTimeout(late.job, timeout or late.seconds, late.waiting_for) from None
-        # A packed shard may be done without every one of its samples.
-        if job.status().state != "done" and (failures := job.failures()):
-            raise JobFailed(files, failures)
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        with until(end + GRACE_S):  # also a ledger that is there at the beginning only
+            job = self.submit(sources, into=into, placement=placement, fresh_s=fresh_s, convert=convert)
+            left = None if timeout is None else max(0.001, end - time.monotonic())
+            try:
+                files = job.files(timeout=left)
+            except WaitTimeout as late:
+                raise WaitTimeout(late.job, timeout or late.seconds, late.waiting_for) from None
+            # A packed shard may be done without every one of its samples.
+            if job.status().state != "done" and (failures := job.failures()):
+                raise JobFailed(files, failures)
         if into is None:
             return [file.path for file in files]
         where = destination(into)
@@ -215,7 +218,7 @@ class Client:
 
     def _workers(self, require_node: bool) -> list[WorkerInfo]:
         """The live workers; waits a moment for the first, as a service that was just started needs one."""
-        patience = Deadline(self.settings.limits.node_grace_s)
+        patience = Deadline(min(self.settings.limits.node_grace_s, left_s()))
         while not (workers := self.ledger.workers()) and require_node:
             if patience.over:
                 raise NoDataNode(f"any queue at {self.ledger.url}")

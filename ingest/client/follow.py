@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from ingest.errors import LedgerUnavailable, UnknownJob
 from ingest.ledger import JobLedger
-from ingest.ledger.connect import until
+from ingest.ledger.connect import left_s, until
 
 #: How long a follower puts up with a ledger that does not answer before it says so. Redis restarting with a large
 #: append-only file takes tens of seconds.
@@ -44,8 +44,8 @@ class Deadline:
 
 def patiently(call: Callable[[], T], deadline: Deadline) -> T:
     """What ``call`` gives, through absences of the ledger of up to ``PATIENCE_S``. Raises :class:`LedgerUnavailable`
-    after that, or at the deadline."""
-    patience = Deadline(min(PATIENCE_S, deadline.left_s))
+    after that, or at the deadline, or where :func:`until` ends."""
+    patience = Deadline(min(PATIENCE_S, deadline.left_s, left_s()))
     while True:
         try:
             with until(time.monotonic() + patience.left_s + GRACE_S):

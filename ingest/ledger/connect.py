@@ -3,6 +3,7 @@ whoever waits for it. What is said over them is in ``redis``."""
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +42,12 @@ def until(monotonic: float) -> Iterator[None]:
         yield
     finally:
         _until.reset(token)
+
+
+def left_s() -> float:
+    """Until calls in this block give up; infinite outside of :func:`until`."""
+    end = _until.get()
+    return math.inf if end is None else max(0.0, end - time.monotonic())
 
 
 def _left(most: float) -> float:

@@ -9,11 +9,13 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import ingest
-from ingest.errors import WaitTimeout
+from ingest.client.request import Request
+from ingest.errors import LedgerUnavailable, NoDataNode, WaitTimeout
 from ingest.ledger import NewUnit, WorkLedger
 from ingest.sections import StoreLimits
 from ingest.settings import Settings
@@ -57,6 +59,38 @@ def test_a_broker_that_hangs_is_waited_for_once(settings: Settings, ledger: Work
             client.fetch(URLS[0], timeout=2)
         assert time.monotonic() - begun < 2 + 5
         client.close()
+
+
+@pytest.mark.parametrize("stops", ["_write_once", "submit"])
+def test_a_redis_that_stops_while_it_is_submitted_to(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: str
+) -> None:
+    with redis_server(tmp_path / "redis") as server:
+        client, ledger = ingest.Client(server.url), WorkLedger(dataclasses.replace(settings, ledger_url=server.url))
+        ledger.beat("w1", INFO, [], [])
+        plain = getattr(Request, stops)
+
+        def stop(request: Request, *given: Any) -> Any:
+            os.kill(server.process.pid, signal.SIGSTOP)
+            return plain(request, *given)
+
+        monkeypatch.setattr(Request, stops, stop)
+        begun = time.monotonic()
+        with pytest.raises(LedgerUnavailable):
+            client.fetch(URLS[0], timeout=2)
+        assert time.monotonic() - begun < 2 + 5
+        os.kill(server.process.pid, signal.SIGCONT)
+        client.close()
+        ledger.close()
+
+
+def test_a_fetch_without_a_node_is_answered_in_its_time(settings: Settings, ledger: WorkLedger) -> None:
+    ledger.bye("w1")
+    client, begun = ingest.Client(settings=settings), time.monotonic()
+    with pytest.raises(NoDataNode):
+        client.fetch(URLS[0], timeout=0.5)
+    assert time.monotonic() - begun < 0.5 + 3 < settings.limits.node_grace_s
+    client.close()
 
 
 @pytest.mark.parametrize("key", [None, "a key"])
