@@ -40,7 +40,8 @@ def write_result(app: Celery, ledger: WorkLedger, store: Store, member: str) -> 
         job, number = member, ""
         units += [str(n) for n in range(_int(ledger, member, "next"))]
     records = [r for r in ledger.units(job, units) if r]
-    if not records:
+    error = "" if number else ledger.meta(job).get("error", "")
+    if not records and not error:
         raise UnknownJob(job)
     if any(r.state not in TERMINAL_SHARD for r in records):
         return  # tried again meanwhile: its next end writes the result
@@ -52,6 +53,8 @@ def write_result(app: Celery, ledger: WorkLedger, store: Store, member: str) -> 
         value: Any = failures[0].exception()
     elif bad is not None:
         value = IngestError(f"shard {bad.unit} was {bad.state} {bad.reason}".strip())
+    elif not records:  # whoever took it ended before he had written any of it
+        value = IngestError(error)
     else:
         value = _paths(files, store, job, number)
     # A whole job is asked for by the task that made it, whose id may be no job's id.

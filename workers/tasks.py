@@ -179,12 +179,7 @@ class Download(Task):  # type: ignore[misc] # Celery has no types
         options = JobOptions(
             name=f"download {uri}"[:200], placement=own, into=destination(into), reply=True, reply_to=task
         )
-        job, made = ledger.create(options, None, name)
-        if not made and ledger.meta(job)["state"] in TERMINAL_JOB:
-            # Somebody uses one task id again and again: as with any task, the last call counts.
-            ledger.forget(job)
-            app.backend.forget(task)  # a SUCCESS is never overwritten
-            job, made = ledger.create(options, None, name)
+        job, made = self._job(ledger, options, name)
         if made:
             queue = plan_queue if needs_origin(source) else fetch_queue
             units = [
@@ -196,6 +191,18 @@ class Download(Task):  # type: ignore[misc] # Celery has no types
             ring(app, {queue: len(units)})
         # The result comes when the job is over, from whoever commits its last shard; this message's work is done.
         raise Ignore
+
+    @staticmethod
+    def _job(ledger: WorkLedger, options: JobOptions, name: str) -> tuple[str, bool]:
+        """The job of that name, and whether it is new. Somebody may use one task id again and again: as with any task,
+        the last call counts. A job that is over makes room for it; one that somebody still reads stays beside it."""
+        job, made = ledger.create(options, None, name)
+        while not made and ledger.meta(job)["state"] in TERMINAL_JOB:
+            app.backend.forget(options.reply_to)  # a SUCCESS is never overwritten
+            if not ledger.forget(job):
+                name = f"d{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+            job, made = ledger.create(options, None, name)
+        return job, made
 
 
 # The client's declaration makes room for the real thing.

@@ -168,9 +168,9 @@ class JobLedger(SpaceLedger):
     def seal(self, job: str, error: str = "") -> str:
         return text(self.run("seal", job, error))
 
-    def forget(self, job: str) -> None:
-        """A job that is over leaves the ledger."""
-        self.run("forget", job)
+    def forget(self, job: str) -> bool:
+        """A job that is over leaves the ledger. Whether it went: one that somebody reads stays for now."""
+        return bool(self.run("forget", job))
 
     def meta(self, job: str) -> dict[str, str]:
         """The job's hash. Raises :class:`UnknownJob`."""

@@ -44,6 +44,22 @@ def test_a_task_id_used_again_gives_the_last_call(service: Service, origins: Ori
         until(answered, f"the result of the call for {text!r}")
 
 
+def test_a_task_id_used_again_while_its_files_are_read(service: Service, origins: Origin) -> None:
+    app, client, paths = app_for(service.settings), service.client(), []
+    for text in (b"one", b"two", b"three"):
+        url = origins.put(f"/read-{text.decode()}.bin", text)
+        app.send_task("ingest.download", (url,), task_id="read")
+
+        def answered(wanted: bytes = text) -> bool:
+            found = app.AsyncResult("read")
+            return found.ready() and Path(found.result["paths"][0]).read_bytes() == wanted
+
+        until(answered, f"the result of the call for {text!r}")
+        paths += client.job("read").paths(timeout=15)
+    assert [path.read_bytes() for path in paths] == [b"one"] * 3, "who reads a job reads on in it"
+    client.close()
+
+
 def test_a_source_twice_in_a_shard_is_fetched_once(service: Service, origin: Origin) -> None:
     url, gone = origin.put("/twice.bin", b"twice"), origin.url("/gone.bin")
     job = service.client().submit([url, gone, url, gone], shard_files=4, fresh_s=0)

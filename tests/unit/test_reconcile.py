@@ -14,6 +14,7 @@ import pytest
 
 from ingest.app import app_for
 from ingest.doorbell import waiting
+from ingest.errors import IngestError
 from ingest.ledger import WorkLedger
 from ingest.model import JobOptions
 from ingest.sections import StoreLimits
@@ -129,3 +130,18 @@ def test_a_result_backend_that_hangs_holds_up_one_result(settings: Settings, tmp
         for n in range(40):
             assert app.AsyncResult(f"{job}.{n}").get(timeout=5)["paths"]
         ledger.close()
+
+
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex")
+def test_a_download_whose_worker_died_before_it_wrote_any_of_it_is_answered(
+    settings: Settings, ledger: WorkLedger
+) -> None:
+    app = app_for(settings)
+    job, _ = ledger.create(JobOptions(reply=True), None)
+    ledger.tick(0, 900)
+    ledger.redis.zadd(ledger.key("unsealed"), {job: 1})
+    reconciler(settings, ledger).step()
+    ledger.redis.zadd(ledger.key("outbox"), {job: 1})
+    report.Outbox(app, ledger, Store.open(settings.store)).step()
+    with pytest.raises(IngestError, match="was interrupted"):
+        app.AsyncResult(job).get(timeout=5)
