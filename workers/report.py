@@ -18,6 +18,7 @@ from ingest.model import TERMINAL_SHARD, FileRecord
 from ingest.queues import FETCH_TASK, PLAN_TASK
 from ingest.record import VERSION
 from ingest.store import Store
+from ingest.store.disk import is_disk
 from workers.logs import log
 
 #: A result backend that took nothing is left alone for so long by a process that has other things to do: one that hangs
@@ -98,7 +99,8 @@ def report(app: Celery, ledger: WorkLedger, store: Store, member: str) -> None:
 
 
 def try_to_report(app: Celery, ledger: WorkLedger, store: Store, member: str) -> bool:
-    """:func:`write_result`. False if that does not work now."""
+    """:func:`write_result`. False if the backend takes nothing now. A result that only the disk here stands in the way
+    of stays in the outbox, and says nothing of the others."""
     try:
         write_result(app, ledger, store, member)
     except UnknownJob:
@@ -108,7 +110,7 @@ def try_to_report(app: Celery, ledger: WorkLedger, store: Store, member: str) ->
         log.error("result.damaged", extra={"shard": member, "error": type(error).__name__, "reason": str(error)})
     except (IngestError, OperationalError, RedisError, OSError) as error:
         log.warning("result.delayed", extra={"shard": member, "error": type(error).__name__, "reason": str(error)})
-        return False
+        return isinstance(error, OSError) and is_disk(error, store.root)
     return True
 
 

@@ -21,7 +21,7 @@ from ingest.sections import StoreLimits
 from ingest.settings import Settings
 from ingest.store import Store
 from tests.servers.redis import redis_server
-from tests.unit.ledgers import QUEUE, claim, done, submit
+from tests.unit.ledgers import QUEUE, claim, done, shards, submit
 from workers import report
 from workers.reconcile import Reconciler
 
@@ -145,3 +145,24 @@ def test_a_download_whose_worker_died_before_it_wrote_any_of_it_is_answered(
     report.Outbox(app, ledger, Store.open(settings.store)).step()
     with pytest.raises(IngestError, match="was interrupted"):
         app.AsyncResult(job).get(timeout=5)
+
+
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex")
+def test_a_result_that_the_disk_refuses_holds_up_no_other(settings: Settings, ledger: WorkLedger) -> None:
+    """That of a whole job of many files is a manifest; and of those that are tried again together, it is the first."""
+    app, store = app_for(settings), Store.open(settings.store)
+    whole, _ = ledger.create(JobOptions(reply=True), None, "a")
+    ledger.add(whole, "", 0, 0, shards(0, 1))
+    ledger.seal(whole)
+    ledger.commit(claim(ledger), "done", done(report.MOST_PATHS + 1), ())
+    other = submit(ledger, 1)
+    ledger.commit(claim(ledger), "done", done(), ())
+    store.manifest_path(whole, "all").parent.touch()  # a file, in the way of a folder
+    for _ in range(2):
+        ledger.redis.zadd(ledger.key("outbox"), dict.fromkeys((whole, f"{whole}.0", f"{other}.0"), 1))
+        report.Outbox(app, ledger, store).step()
+    assert app.AsyncResult(f"{other}.0").get(timeout=1)["paths"]
+    store.manifest_path(whole, "all").parent.unlink()
+    ledger.redis.zadd(ledger.key("outbox"), {whole: 1})
+    report.Outbox(app, ledger, store).step()
+    assert app.AsyncResult(whole).get(timeout=5)["count"] == report.MOST_PATHS + 1
