@@ -118,8 +118,9 @@ class EventStream:
             return self._from_the_beginning("")
         if not found.sealed and self._restorer is not None:
             self._restorer.complete(deadline)
-        # Another process put it back; or Redis went back to an earlier moment, and counts its events anew.
-        if found.made != (self._made or found.made) or _place(found.last) < _place(self._after):
+        # Another process put it back; or Redis went back to an earlier moment. Perhaps more has happened since than it
+        # forgot: what tells is that an event which was seen is not there, as none is ever removed.
+        if found.made != (self._made or found.made) or not found.goes_on:
             return self._from_the_beginning(found.made)
         self._made = found.made
         if found.rows:
@@ -129,8 +130,3 @@ class EventStream:
     def _from_the_beginning(self, made: str) -> list[dict[str, str]]:
         self._after, self._made, self.ended = "0-0", made, ""
         return [LOST]
-
-
-def _place(event: str) -> tuple[int, int]:
-    at, _, number = event.partition("-")
-    return int(at), int(number)

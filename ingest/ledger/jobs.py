@@ -92,12 +92,12 @@ class UnitRecord:
 
 class Following(NamedTuple):
     """One look at a job's events: those after a certain one; ``made``, which differs once the job was lost and put
-    back ("" while it is not there); whether its submission is complete; and the id of the last event there is."""
+    back ("" while it is not there); whether its submission is complete; and whether that certain one is still there."""
 
     rows: list[tuple[str, dict[str, str]]]
     made: str
     sealed: bool
-    last: str
+    goes_on: bool
 
 
 @dataclass(frozen=True)
@@ -258,10 +258,10 @@ class JobLedger(SpaceLedger):
             pipe = self.redis.pipeline(transaction=False)
             pipe.xread({self.key("job", job, "events"): after}, count=1000, block=min(block_ms, 1000) or None)
             pipe.hmget(self.key("job", job), "made", "sealed")
-            pipe.xrevrange(self.key("job", job, "events"), count=1)
-            read, (made, sealed), last = pipe.execute()
+            pipe.xrange(self.key("job", job, "events"), after, after)
+            read, (made, sealed), there = pipe.execute()
         rows = [(text(i), {text(k): text(v) for k, v in f.items()}) for _, found in read or [] for i, f in found]
-        return Following(rows, text(made), sealed == b"1", text(last[0][0]) if last else "0-0")
+        return Following(rows, text(made), sealed == b"1", bool(there) or after == "0-0")
 
     def was_lost(self, job: str, epoch: str, created_ms: int) -> bool:
         """Of a job that is not there: whether Redis lost it, rather than that it expired or was forgotten."""
