@@ -18,7 +18,7 @@ from ingest import Client, Job
 from ingest.client.reader import JobReader, ShardEnd
 from tests.e2e.test_space import body, never_more
 from tests.servers.http import Origin, file, slow_start
-from tests.servers.node import Service, running_service
+from tests.servers.node import Service, running_service, until
 
 MOST, SIZE = 2_500_000, 1_000_000
 CONFIG = f"[store]\nmax_bytes = {MOST}\nmin_free_bytes = 0\nhold_s = 0\nquiet_s = 0.3\n[limits]\nrenew_s = 0.3\n"
@@ -39,8 +39,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def client(service: Service) -> Iterator[Client]:
     made = service.client()
     yield made
-    for job in made.jobs(9):
+    jobs = made.jobs(9)
+    for job in jobs:
         job.cancel()
+    until(lambda: not any("leased" in job.status().shards for job in jobs), "the end of all that goes on", 30)
     made.close()
 
 
