@@ -29,7 +29,7 @@
         │   ├── SnapshotLost             the moment that all partitions are read at is past
         │   ├── DigestMismatch           the bytes are not those that were asked for (tried once more only)
         │   └── NodeUnfit                this node cannot do it now (disk full, mount gone); another may
-        │       └── NoRoom           its store is full of what jobs hold; it goes on when one of them lets go
+        │       └── NoRoom               its store is full of what jobs hold; it goes on when one of them lets go
         └── PermanentFetchError          no use in trying again: the source fails now
             ├── NotFound
             ├── AccessDenied

@@ -18,7 +18,7 @@ class Limits:
     """The ladder of time limits, each rung above the one before it; all in seconds.
 
     ``connect_s``: to open a connection. ``stall_s``: without a byte. ``soft_s``: a time slice, after which a shard
-    hands back what it has and goes to the end of the queue. ``hard_s``: Celery kills the process. ``visibility_s``:
+    hands back what it has and is among the next again. ``hard_s``: Celery kills the process. ``visibility_s``:
     kombu hands an unacknowledged message out again; doorbells are acknowledged early, so it bounds only what the
     broker remembers.
     """

@@ -39,7 +39,9 @@ _FOLLOW = Path(__file__).parent.parent / "embedded" / "follow.py"
 )
 @click.option("--flower/--no-flower", default=True, show_default=True, help="Whether to start the dashboard.")
 @click.option(
-    "--concurrency", type=click.IntRange(2), help="Shards at once; one slot is kept for planning.  [default: CPUs + 1]"
+    "--concurrency",
+    type=click.IntRange(2),
+    help="Shards at once; one slot is kept for planning.  [default: CPUs + 1, at least 5]",
 )
 @click.option(
     "--data",

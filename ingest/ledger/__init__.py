@@ -1,7 +1,8 @@
 """The state of jobs and shards in Redis: who holds what, what is due, what is done, what failed and why.
 
 ``redis`` holds the connection and runs the scripts beside it (``*.lua``, one transition each, on the shared ones);
-``jobs`` is what a submitter and a reader need, ``work`` what a worker needs, ``pictures`` sources that are read as one.
+``jobs`` is what a submitter and a reader need, ``work`` what a worker needs, ``pictures`` sources that are read as one,
+``space`` what a store holds and who reads which job. ``connect`` is the connections.
 """
 
 from ingest.ledger.jobs import BATCH, JobLedger, NewUnit, UnitRecord, WorkerInfo, batched, fit

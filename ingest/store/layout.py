@@ -1,10 +1,12 @@
 """Where things lie in a store, and the record beside every file. Paths only; nothing here fetches or decides.
 
-STORE_ID                           the store's identity, a UUID
-data/<kk>/<key>/<version>/<name>   a published file; <key> is the source's (URI, profile), <kk> its first two digits
-data/<kk>/<key>/<version>.json     its record; its mtime is when the origin last confirmed it
-manifests/<job>/<n>.json           the lasting record of a shard
-scratch/                           files in the making; partial ones have a journal beside them
+STORE_ID                                   the store's identity, a UUID
+data/<kk>/<key>/<version>/<name>           a published file; <key> is made by Store.key, <kk> its first two digits
+data/<kk>/<key>/<version>/.<name>.index    where the samples of a tar are
+data/<kk>/<key>/<version>/.<name>.checked  that it was compared with its digest, and on which machine
+data/<kk>/<key>/<version>.json             its record; its mtime is when the origin last confirmed it
+manifests/<job>/<n>.json                   the lasting record of a shard
+scratch/                                   files in the making; partial ones have a journal beside them
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""http:// and https://. ``fetcher`` makes requests, ``answers`` says what one means, ``wire`` is the connections."""
+"""http:// and https://. ``fetcher`` brings a file, ``ranges`` a large one over several connections; ``exchange`` makes
+the requests, ``answers`` and ``found`` say what an answer means, ``wire`` is the connections."""
 
 from workers.fetchers.http.fetcher import HttpFetcher
 

@@ -1,6 +1,6 @@
 """What an HTTP answer means: its headers as values, its status and its client's exceptions as our errors. No I/O here.
 
-Every function takes the source's URI for the error's sake only. Texts of the client libraries are not passed on: they
+A ``uri`` that is given is for the error's sake only. Texts of the client libraries are not passed on: they
 may hold a redirect's signed URL, a proxy's password or a header of the profile.
 """
 
