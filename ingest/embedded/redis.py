@@ -66,7 +66,6 @@ class RedisServer:
         self.log = self.data / "redis.log"
         self.append_only = append_only
         self._password = password
-        self._wanted_port = port
         self._port: int | None = port
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -36,7 +36,6 @@ class EmbeddedService:
     env: Mapping[str, str] = field(repr=False)
     data: Path
     redis: RedisServer
-    redis_log: Path
     worker: subprocess.Popen[bytes]
     worker_log: Path
 
@@ -65,7 +64,7 @@ def embedded_service(
         full_env = environment(redis.url, env or {})
         log = data / "worker.log"
         process = stack.enter_context(_running(worker, full_env, log))
-        service = EmbeddedService(redis.url, full_env, data, redis, redis.log, process, log)
+        service = EmbeddedService(redis.url, full_env, data, redis, process, log)
         _await(ready, service, ready_s)
         yield service
 

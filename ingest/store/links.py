@@ -34,9 +34,8 @@ def link_into(path: Path, directory: Path, name: str, tag: str) -> Path:
             try:
                 os.link(path, temporary)
             except OSError:
-                shutil.copyfile(
-                    path, temporary
-                )  # another filesystem; uses reflink or sendfile where the kernel offers it
+                # Another filesystem. It uses reflink or sendfile where the kernel offers it.
+                shutil.copyfile(path, temporary)
             # Somebody else may have brought the same file there at this moment.
             if _take_name(temporary, plain) or (plain.is_file() and same_file(path, plain)):
                 return plain

@@ -23,7 +23,6 @@ from workers.convert.work import File, Meter, Work, stem
 _TAR_KINDS = {ord("1"): "a hard link", ord("2"): "a symbolic link", ord("3"): "a device", ord("4"): "a device"}
 _TAR_KINDS |= {ord("6"): "a FIFO"}
 _DRIVE = re.compile(r"[A-Za-z]:[/\\]")
-_TAR_BLOCK = 512
 _BUFFER_BYTES = 1 << 20
 
 

@@ -24,7 +24,7 @@ from workers.control import Control
 from workers.fetchers.base import Interrupted
 from workers.outcome import Outcome
 from workers.pack.samples import Entry, entries, runs
-from workers.pack.spool import Sample, Spoilt, Spool
+from workers.pack.spool import Spoilt, Spool
 from workers.pack.writers import WRITERS
 from workers.parallel import each
 from workers.retry import delay_s
@@ -33,8 +33,6 @@ from workers.transfer import Transfer
 #: What is tried again soon is waited for here, at most so long and so often; beyond that the slot is worth more.
 _PATIENCE_S = 5.0
 _ROUNDS = 4
-
-Found = tuple[Sample | None, FetchError | Interrupted | None]
 
 
 def pack_shard(ledger: WorkLedger, claim: Claim, transfer: Transfer, control: Control, outcome: Outcome) -> None:

@@ -17,6 +17,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ingest.store.partial import write_at
+
 _READ_BYTES = 1 << 20
 
 
@@ -81,14 +83,12 @@ class Spool:
         with open(path, "rb", buffering=0) as source, self._lock:
             start = at = self._end
             while at < start + size:
-                view = memoryview(source.read(min(start + size - at, _READ_BYTES)))
-                if not view:
+                block = source.read(min(start + size - at, _READ_BYTES))
+                if not block:
                     raise OSError(f"{path.name} is shorter than its {size} bytes")
-                while view:  # a write may take less than it is given, on a nearly full disk
-                    written = os.pwrite(self._files[-1], view, at)
-                    view, at = view[written:], at + written
+                at += write_at(self._files[-1], at, block)
             self._end = at
-            made = [Sample(at, start, size, digest, name, len(self._files) - 1) for at in positions]
+            made = [Sample(position, start, size, digest, name, len(self._files) - 1) for position in positions]
             # The line comes after its bytes: what kill -9 leaves is true.
             lines = b"".join(_line(sample) for sample in made)
             self._list.write(lines)

@@ -244,10 +244,3 @@ def _pax(text: bytes) -> dict[str, str]:
         key, _, value = record.partition(b"=")
         out[_text(key)] = _text(value)
     return out
-
-
-def split(name: str) -> tuple[str, str] | None:
-    """``"./a/b.seg.png"`` → ``("./a/b", "seg.png")``; None for what is no field of a sample."""
-    folder, slash, base = name.rpartition("/")
-    stem, dot, extension = base.partition(".")
-    return (folder + slash + stem, extension.lower()) if stem and dot and extension else None
