@@ -8,6 +8,7 @@ import pytest
 from ingest.errors import BadResponse, OriginUnavailable, Throttled
 from workers.fetchers.http.answers import (
     conditional,
+    content_coding,
     content_length,
     content_range,
     disposition_name,
@@ -30,6 +31,13 @@ NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 )  # fmt: skip
 def test_retry_after(text: str, seconds: float | None) -> None:
     assert retry_after_s({"Retry-After": text}, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "coding"), [(None, ""), ("", ""), (" ", ""), ("identity", ""), ("Identity ", ""), ("GZIP", "gzip")]
+)
+def test_content_coding(text: str | None, coding: str) -> None:
+    assert content_coding({} if text is None else {"Content-Encoding": text}) == coding
 
 
 EPOCH = int(NOW.timestamp())

@@ -81,6 +81,7 @@ def test_no_header_makes_it_stumble(headers: dict[str, str], status: int) -> Non
         answers.retry_after_s,
         answers.rate_limit_reset_s,
         answers.disposition_name,
+        answers.content_coding,
     ):
         read(headers)  # type: ignore[operator]  # each takes them
     answers.conditional(answers.validator(headers))

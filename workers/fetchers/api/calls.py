@@ -111,8 +111,8 @@ class Caller:
 
     def _decoded(self, headers: Mapping[str, str], body: bytearray) -> bytes | bytearray:
         """Undo gzip and deflate, which were not asked for, within the limit of a page."""
-        coding = headers.get("Content-Encoding", "").strip().lower()
-        if coding in {"", "identity"} or not body:
+        coding = answers.content_coding(headers)
+        if not coding or not body:
             return body
         if coding not in {"gzip", "x-gzip", "deflate"}:
             raise BadResponse(self.uri, f"a page is encoded as {coding[:20]!r}, which was not asked for")

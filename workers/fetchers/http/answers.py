@@ -93,6 +93,12 @@ def content_length(uri: str, headers: Headers) -> int | None:
     return int(length)
 
 
+def content_coding(headers: Headers) -> str:
+    """What the body is encoded with although it was not to be; "" for nothing (RFC 9110 §8.4)."""
+    coding = headers.get("Content-Encoding", "").strip().lower()
+    return "" if coding == "identity" else coding
+
+
 def content_range(headers: Headers) -> tuple[int | None, int | None, int | None]:
     """``Content-Range`` as (first byte, last byte, total); None for what it does not say, or says badly."""
     found = _RANGE.fullmatch(headers.get("Content-Range", ""))

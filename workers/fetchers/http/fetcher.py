@@ -181,7 +181,7 @@ class _Transfer:
             scratch.announce(total)
         etag = answers.strong_etag(headers)
         # A body encoded on the fly may come out differently at the next request, whatever its ETag says.
-        if etag and (partial or _takes_ranges(headers)) and not headers.get("Content-Encoding"):
+        if etag and (partial or _takes_ranges(headers)) and not answers.content_coding(headers):
             mixed = scratch.journal is not None and scratch.journal.mixed
             scratch.note(etag, total, mixed=mixed)
         found.expect(spec, scratch, response.status_code, headers)
@@ -292,7 +292,7 @@ def _continues(response: Reply, scratch: Scratch, span: Span) -> bool:
         return False
     if (answers.strong_etag(response.headers) or journal.validator) != journal.validator:
         return False
-    if response.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+    if answers.content_coding(response.headers):
         return False
     if response.status_code == 416:
         return total == start

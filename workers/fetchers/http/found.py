@@ -15,7 +15,7 @@ from ingest.errors import BadResponse
 from ingest.model import FileSpec
 from ingest.sections import Http
 from ingest.store.scratch import Scratch
-from workers.fetchers.http.answers import Headers
+from workers.fetchers.http.answers import Headers, content_coding
 from workers.logs import log
 
 #: Algorithm as headers write it → as we do, with its length in bytes; the best first: SHA-256 is made of every file
@@ -47,9 +47,8 @@ _HTML = {"text/html", "application/xhtml+xml"}
 def judge(spec: FileSpec, http: Http, headers: Headers) -> None:
     """Before a byte is kept: whether it can be the file. A body that is encoded although identity was asked for is
     stored as it is sent, and that is said. Raises BadResponse for an HTML page where data was meant."""
-    encoding = headers.get("Content-Encoding", "").strip().lower()
-    if encoding not in {"", "identity"}:
-        log.info("file.encoded", extra={"source": spec.uri, "reason": f"Content-Encoding: {encoding[:40]}"})
+    if coding := content_coding(headers):
+        log.info("file.encoded", extra={"source": spec.uri, "reason": f"Content-Encoding: {coding[:40]}"})
     if spec.digest is None and http.refuse_html:
         _refuse_html(spec.uri, headers)
 
@@ -83,7 +82,7 @@ def stated(status: int, headers: Headers) -> list[str]:
     content coding where there is one. ``Digest`` (RFC 3230) and ``Content-MD5`` should be the same, but what encodes
     on the fly often forgets them. What clouds say is of the object as it is stored.
     """
-    whole, plain = status != 206, headers.get("Content-Encoding", "").strip().lower() in {"", "identity"}
+    whole, plain = status != 206, not content_coding(headers)
     found = list(_structured(headers.get("Repr-Digest", "")))
     if whole:
         found += _structured(headers.get("Content-Digest", ""))
@@ -117,7 +116,7 @@ def _amazon(headers: Headers) -> Iterator[str]:
 def _is_stored(headers: Headers) -> bool:
     """Whether what Google's storage sends is the object as it is stored: it unpacks one that is stored as gzip."""
     stored = headers.get("x-goog-stored-content-encoding", "identity").strip().lower()
-    return stored == (headers.get("Content-Encoding", "").strip().lower() or "identity")
+    return stored == (content_coding(headers) or "identity")
 
 
 def _one(name: str, value: str) -> Iterator[str]:

@@ -297,7 +297,7 @@ class Download:
             raise RangesRefused("a range without its ETag")
         if answers.content_range(headers) != (start, end - 1, self._total):
             raise RangesRefused(f"Content-Range {headers.get('Content-Range', '')[:80]!r} to bytes {start}-{end - 1}")
-        if headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+        if answers.content_coding(headers):
             raise RangesRefused("an encoded range")
         if answers.content_length(self._exchange.uri, headers) not in (None, end - start):
             raise RangesRefused("a Content-Length that is not the range's")
