@@ -101,11 +101,8 @@ class Counting(Planning):
         bad = (*self.listing.bad, *self.lost)
         state = "failed" if bad else "done"
         summary = str(bad[0]) if bad else f"{self.added} files counted"
-        return (
-            state,
-            summary,
-            self.ledger.commit(self.claim, state, self.result(*self.listing.bad), self.control.flights),
-        )
+        result = self.result(*self.listing.bad)
+        return state, summary, self.ledger.commit(self.claim, state, result, self.control.flights)
 
     def interrupted(self, why: str) -> Ended:
         if why != "slice":
@@ -113,7 +110,7 @@ class Counting(Planning):
         self.counts["partial"] += 1
         return self.over()
 
-    def back(self, wait_s: float, counted: bool, reason: str) -> Ended:
+    def back(self, wait_s: float, reason: str, *, counted: bool = False) -> Ended:
         settled = self.ledger.back(self.claim, wait_s, counted, reason, None, self.control.flights)
         return "retried", reason, settled
 

@@ -8,6 +8,7 @@ some must wait.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -89,7 +90,7 @@ def fetch_shard(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostn
         "seconds": round(seconds, 4),
         "reason": summary if state != "done" else None,
     }
-    log.log(20 if state == "done" else 30, f"shard.{state}", extra=facts)
+    log.log(logging.INFO if state == "done" else logging.WARNING, f"shard.{state}", extra=facts)
     if state in {"done", "failed", "cancelled"}:
         report(app, ledger, node.store, claim.unit)
         if claim.options.reply and ledger.wants_reply(claim.job):
@@ -178,19 +179,16 @@ def _transfer_all(
         except (FetchError, Interrupted) as error:
             return error
 
-    def take(spec: FileSpec, found: list[FileRecord] | FetchError | Interrupted) -> None:
+    for spec, found in each(specs, one, transfer.node.settings.http.parallel, control):
+        if isinstance(found, list):
+            outcome.files += found
+            continue
         if isinstance(found, Interrupted):
             outcome.stopped = outcome.stopped or found.why
             if found.why != "slice" or not (found.wasted or _past_deadline(transfer, claim)):
-                return
+                continue
             found = FetchTimeout(spec.uri, _too_long(transfer, found))
-        if isinstance(found, list):
-            outcome.files += found
-            return
         outcome.missed(transfer.node, claim, [spec], found, claim.record.attempts + 1)
-
-    for spec, found in each(specs, one, transfer.node.settings.http.parallel, control):
-        take(spec, found)
 
 
 def _too_long(transfer: Transfer, stop: Interrupted) -> str:
@@ -221,10 +219,10 @@ def _settle(
         settled = ledger.commit(claim, "cancelled", result, control.flights)
         return settled, "cancelled" if settled.ok else "lost", "its job was cancelled"
     if outcome.stopped == "snapshot":
-        return _later(node, ledger, claim, result, control, FLIGHT_WAIT_S, False, outcome.why)
+        return _later(node, ledger, claim, result, control, FLIGHT_WAIT_S, outcome.why)
     if outcome.stopped and not outcome.transient:
         reason = "handed back at shutdown" if outcome.stopped == "stopping" else "time slice over, handed back"
-        return _later(node, ledger, claim, result, control, 0, False, reason)
+        return _later(node, ledger, claim, result, control, 0, reason)
     if outcome.transient:
         policy, attempt = node.settings.retry, claim.record.attempts + 1
         delays = [delay_s(policy, error, attempt) for _, error in outcome.transient]
@@ -232,10 +230,10 @@ def _settle(
         anew = not counted and any(e.progressed and not isinstance(e, NotAsked) for _, e in outcome.transient)
         spec, error = outcome.transient[0]
         reason = f"{type(error).__name__}: {spec.uri}: {error.reason}"
-        return _later(node, ledger, claim, result, control, max(delays), counted, reason, anew=anew)
+        return _later(node, ledger, claim, result, control, max(delays), reason, counted=counted, anew=anew)
     if outcome.busy:
         reason = f"waits for {outcome.busy[0].uri}, which another job is fetching"
-        return _later(node, ledger, claim, result, control, FLIGHT_WAIT_S, False, reason)
+        return _later(node, ledger, claim, result, control, FLIGHT_WAIT_S, reason)
     state = "failed" if outcome.is_failed else "done"
     try:
         said = manifest(claim.job, claim.number, result, increment_of(claim))
@@ -244,7 +242,7 @@ def _settle(
         unfit = node.store.unfit(claim.record.origin, error)
         whole = FileSpec(claim.record.source, 0, claim.record.origin)
         if outcome.missed(node, claim, [whole], unfit, claim.record.attempts + 1):
-            return _later(node, ledger, claim, result, control, UNFIT_DELAY_S, False, f"NodeUnfit: {unfit.reason}")
+            return _later(node, ledger, claim, result, control, UNFIT_DELAY_S, f"NodeUnfit: {unfit.reason}")
         result, state = outcome.result, "failed"
     settled = ledger.commit(claim, state, result, control.flights)
     if not settled.ok:
@@ -260,25 +258,18 @@ def _later(
     result: Result,
     control: Control,
     wait_s: float,
-    counted: bool,
     reason: str,
     *,
+    counted: bool = False,
     anew: bool = False,
 ) -> tuple[Settled, str, str]:
+    """Give back. ``counted``: as an attempt that failed; ``anew``: one that got further, so that counting begins again.
+    Returns as :func:`_settle`."""
     had = (len(claim.earlier.files), claim.record.failed)
     # Of what is fetched again the ledger keeps what it was: what has come of it is found in the store.
     news = None if claim.record.gone or (len(result.files), len(result.failures)) == had else result
     settled = ledger.back(claim, wait_s, counted, reason, news, control.flights, anew=anew)
-    log.info(
-        "shard.later",
-        extra={
-            "job": claim.job,
-            "shard": claim.number,
-            "node": node.settings.node,
-            "delay_s": round(wait_s, 3),
-            "reason": reason,
-        },
-    )
+    log.info("shard.later", extra=_delay(node, claim, wait_s, reason))
     return settled, "retried" if settled.ok else "lost", reason
 
 
@@ -290,9 +281,14 @@ def later_or_never(node: Node, ledger: WorkLedger, claim: Claim, error: Transien
         return fail_all(node, ledger, claim, error), True
     wait_s, counted = delay_s(policy, error, attempt), not isinstance(error, NodeUnfit)
     reason = f"{type(error).__name__}: {error.reason}"
-    facts = {"job": claim.job, "shard": claim.number, "node": node.settings.node, "delay_s": round(wait_s, 3)}
-    log.warning("shard.later", extra=facts | {"reason": reason})
+    log.warning("shard.later", extra=_delay(node, claim, wait_s, reason))
     return ledger.back(claim, wait_s, counted, reason, None, ()), False
+
+
+def _delay(node: Node, claim: Claim, wait_s: float, reason: str) -> dict[str, object]:
+    """The facts of ``shard.later``."""
+    facts = {"job": claim.job, "shard": claim.number, "node": node.settings.node}
+    return {**facts, "delay_s": round(wait_s, 3), "reason": reason}
 
 
 def unexpected(claim: Claim, error: Exception) -> PermanentFetchError:

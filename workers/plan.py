@@ -3,6 +3,7 @@ memory. What a source lists is in ``listing``; here it is cut, added, and settle
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -120,16 +121,16 @@ class Planning:
             settled = self.ledger.commit(self.claim, "cancelled", Result(), self.control.flights)
             return "cancelled", "its job was cancelled", settled
         if why == "busy":
-            return self.back(FLIGHT_WAIT_S, False, f"waits for {uri}, which another job is fetching")
+            return self.back(FLIGHT_WAIT_S, f"waits for {uri}, which another job is fetching")
         if why == "snapshot":  # woken when it is there
-            return self.back(FLIGHT_WAIT_S, False, self.awaits)
+            return self.back(FLIGHT_WAIT_S, self.awaits)
         if why == "ahead":
-            return self.back(AHEAD_WAIT_S, False, f"{self.files} files planned; goes on when some are done")
+            return self.back(AHEAD_WAIT_S, f"{self.files} files planned; goes on when some are done")
         if why == "slice" and not self.added:
             slice_s = self.node.settings.limits.soft_s
             reason = f"nothing could be planned within the time slice of {slice_s:g} s; raise [limits] soft_s"
             return self.failed(FetchTimeout(uri, reason))
-        return self.back(0, False, f"planning handed back ({why})")
+        return self.back(0, f"planning handed back ({why})")
 
     def failed(self, error: FetchError) -> Ended:
         """The source cannot be planned: for good, or not now."""
@@ -139,12 +140,12 @@ class Planning:
         final = is_final(policy, error, attempt, options.attempts, claim.age_s, options.deadline_s)
         if isinstance(error, TransientFetchError) and not final:
             reason = f"{type(error).__name__}: {error}"
-            return self.back(delay_s(policy, error, attempt), not isinstance(error, NodeUnfit), reason)
+            return self.back(delay_s(policy, error, attempt), reason, counted=not isinstance(error, NodeUnfit))
         failure = failure_of(self.node, claim, self.listing.source.uri, (claim.record.source, 0), error)
         result = self.result(failure, *self.listing.bad)
         return "failed", str(failure), self.ledger.commit(claim, "failed", result, self.control.flights)
 
-    def back(self, wait_s: float, counted: bool, reason: str) -> Ended:
+    def back(self, wait_s: float, reason: str, *, counted: bool = False) -> Ended:
         """Later, by whoever claims it then; with the bad rows that were passed, which nobody looks at again."""
         news = Result(failures=self.listing.failures(self.upto)) if self.added else None
         settled = self.ledger.back(self.claim, wait_s, counted, reason, news, self.control.flights)
@@ -181,6 +182,7 @@ def go(planning: Planning, hostname: str | None) -> Settled:
     seconds = time.monotonic() - begun
     facts: dict[str, object] = {"job": claim.job, "shard": claim.number, "node": planning.node.settings.node}
     facts |= {"origin": claim.record.origin, "files": planning.added, "seconds": round(seconds, 4), "reason": summary}
-    log.log(20 if state == "done" or planning.ahead or planning.awaits else 30, f"plan.{state}", extra=facts)
+    level = logging.INFO if state == "done" or planning.ahead or planning.awaits else logging.WARNING
+    log.log(level, f"plan.{state}", extra=facts)
     events.ended(claim, state, summary, seconds)
     return settled
