@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import click
 from rich.console import Console
@@ -37,30 +38,36 @@ def readers(consumers: Sequence[Consumer]) -> str:
     return f"; {ranks} at {rate}: epoch {last.epoch}, {last.samples:,} samples{waited}"
 
 
-def follow(job: Job, timeout_s: float, console: Console) -> JobStatus:
-    """A bar until the job is over. Raises :class:`WaitTimeout`. On what is no terminal it says nothing until the
-    end."""
+def _looks(job: Job, timeout_s: float) -> Iterator[tuple[JobStatus, list[Consumer]]]:
+    """How a job stands and who reads it, some times a second, and last when it is over. Raises
+    :class:`WaitTimeout`."""
     end = time.monotonic() + timeout_s
+    while True:
+        status = job.status()
+        yield status, job.consumers()
+        if status.state in TERMINAL_JOB:
+            return
+        left = end - time.monotonic()
+        if left <= 0:
+            raise WaitTimeout(job.id, timeout_s, status.waiting_for)
+        with suppress(WaitTimeout):
+            job.wait(timeout=min(EVERY_S, left))
+
+
+def follow(job: Job, timeout_s: float, console: Console) -> JobStatus:
+    """A bar until the job is over: as it then is. Raises :class:`WaitTimeout`. On what is no terminal it says nothing
+    until the end."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
-        while True:
-            status = job.status()
+        for status, consumers in _looks(job, timeout_s):
             bar.update(
                 task,
-                description=line(status) + readers(job.consumers()),
+                description=line(status) + readers(consumers),
                 total=status.files or None,
                 completed=status.files_done + status.files_failed,
             )
-            if status.state in TERMINAL_JOB:
-                return status
-            left = end - time.monotonic()
-            if left <= 0:
-                raise WaitTimeout(job.id, timeout_s, status.waiting_for)
-            try:
-                job.wait(timeout=min(EVERY_S, left))
-            except WaitTimeout:
-                continue
+    return status
 
 
 @click.command()
@@ -73,10 +80,10 @@ def watch(job_id: str | None, timeout_s: float, as_json: bool) -> None:
     """Follow a job (the latest, if none is named) to its end. Exit status 1 if something failed. With --json, a line
     a change."""
     client = Client()
-    jobs = client.jobs(1)
-    if job_id is None and not jobs:
+    jobs = [client.job(job_id)] if job_id else client.jobs(1)
+    if not jobs:
         raise click.UsageError("there is no job to watch")
-    job = client.job(job_id) if job_id else jobs[0]
+    (job,) = jobs
     if as_json:
         status = _stream_json(job, timeout_s)
     else:
@@ -87,21 +94,10 @@ def watch(job_id: str | None, timeout_s: float, as_json: bool) -> None:
 
 
 def _stream_json(job: Job, timeout_s: float) -> JobStatus:
-    end = time.monotonic() + timeout_s
-    before = ""
-    while True:
-        status = job.status()
-        consumers = [each.to_json() for each in job.consumers()]
-        now = f"{status.state}{status.shards}{status.bytes}{[(each['epoch'], each['samples']) for each in consumers]}"
+    before = None
+    for status, consumers in _looks(job, timeout_s):
+        now = status.state, status.shards, status.bytes, [(each.epoch, each.samples) for each in consumers]
         if now != before:
-            show_json({**status.to_json(), "consumers": consumers})
+            show_json({**status.to_json(), "consumers": [each.to_json() for each in consumers]})
             before = now
-        if status.state in TERMINAL_JOB:
-            return status
-        left = end - time.monotonic()
-        if left <= 0:
-            raise WaitTimeout(job.id, timeout_s, status.waiting_for)
-        try:
-            job.wait(timeout=min(EVERY_S, left))
-        except WaitTimeout:
-            continue
+    return status

@@ -64,10 +64,7 @@ class LocalFile:
         Raises :class:`NotLocalError` when it is in another node's store, :class:`StoreError` when what is there is
         not it.
         """
-        if self._store is None or self._store.id != self._store_id:
-            raise NotLocalError(self.source, self.node)
-        path = self._store.path_of(self._relative)
-        self._store.touch(self._relative)
+        _, path = self._used()
         try:
             size = path.stat().st_size
         except OSError as error:
@@ -80,6 +77,15 @@ class LocalFile:
                 f"has {size} bytes and {self.source} has {self.size}; `ingest store verify --remove` takes it out",
             )
         return path
+
+    def _used(self) -> tuple[Store, Path]:
+        """The store here and where the file lies in it, which stays for ``quiet_s`` from now. Raises
+        :class:`NotLocalError`, and :class:`StoreError` for a path that leads out of it."""
+        if self._store is None or self._store.id != self._store_id:
+            raise NotLocalError(self.source, self.node)
+        path = self._store.path_of(self._relative)
+        self._store.touch(self._relative)
+        return self._store, path
 
     def verified(self) -> Path:
         """:attr:`path`, when its bytes have been compared with its digest: once on each machine. Raises as that, and
@@ -96,14 +102,11 @@ class LocalFile:
         Raises :class:`NotLocalError` as :attr:`path`, and :class:`StoreError` where the store itself is not there, so
         that a mount that is missing is not taken for files that are.
         """
-        if self._store is None or self._store.id != self._store_id:
-            raise NotLocalError(self.source, self.node)
-        path = self._store.path_of(self._relative)
-        self._store.touch(self._relative)
+        store, path = self._used()
         try:
             return path.stat().st_size != self.size
         except (FileNotFoundError, NotADirectoryError):
-            self._store.check()
+            store.check()
             return True
         except OSError as error:
             raise StoreError(str(path), f"cannot be read: {error.strerror}") from error

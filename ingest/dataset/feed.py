@@ -25,11 +25,16 @@ from ingest.model import TERMINAL_JOB, Failure
 
 log = logging.getLogger(__name__)
 
-_TOLD = ("name", "source", "digest", "samples", "size", "reused")  # of a file
+_FACTS = ("name", "source", "digest", "samples", "size", "reused")
 _POLL_S = 0.5  # how soon a closed feed lets go of its connection
 _AGAIN_S = 1.0  # between two tries while the ledger is away
 _SOME = 100  # shards that have landed, for what is usual
 _WHY_S = 3.0  # for the following thread to look up what a shard waits for, once its poll is over
+
+
+def _told(file: LocalFile) -> dict[str, Any]:
+    """What iterators are told of a file."""
+    return {field: getattr(file, field) for field in _FACTS}
 
 
 def _bytes_of(end: End) -> int:
@@ -273,9 +278,7 @@ class Feed:
         """``{"files": [{"name", "source", "digest", …}, …]}`` or ``{"failure", "cancelled"}`` of that place,
         once its shard has ended."""
         entry = self._entry(request["position"], request["wait_s"])
-        if isinstance(entry, Mapping):
-            return entry
-        return {"files": [{field: getattr(file, field) for field in _TOLD} for file in entry]}
+        return entry if isinstance(entry, Mapping) else {"files": list(map(_told, entry))}
 
     def _is_over(self, shard: int) -> bool:
         return shard in self._reader.ends and shard not in self._doubted
@@ -285,8 +288,8 @@ class Feed:
         entry = self._entry(request["position"], request["wait_s"])
         if isinstance(entry, Mapping):
             return entry
-        files = [{field: getattr(file, field) for field in _TOLD} for file in entry]
-        return {"files": files, "paths": [str(file.verified() if request["verify"] else file.path) for file in entry]}
+        paths = [str(file.verified() if request["verify"] else file.path) for file in entry]
+        return {"files": list(map(_told, entry)), "paths": paths}
 
     def _landed(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """``{"landed"}``: those of the positions ``among`` of which something can be said."""
