@@ -19,7 +19,7 @@ from ingest.doorbell import ring, ring_on
 from ingest.errors import FetchTimeout, LedgerUnavailable, PermanentFetchError, TransientFetchError, UsageError
 from ingest.ledger import Claim, NewUnit, Settled, WorkLedger
 from ingest.model import TERMINAL_JOB, JobOptions
-from ingest.queues import CANARY_TASK, DOWNLOAD_TASK, FETCH_QUEUE, FETCH_TASK, PLAN_TASK, queues_of
+from ingest.queues import CANARY_TASK, DOWNLOAD_TASK, FETCH_QUEUE, FETCH_TASK, PLAN_QUEUE, PLAN_TASK, node_queue
 from ingest.sources import Source
 from ingest.store.disk import is_disk
 from workers import holding
@@ -39,9 +39,10 @@ TURN_S = 0.5
 def answer(queue: str, hostname: str | None) -> None:
     """Claim the best due unit of a queue (else of this node's others of its kind), and do it; and more of them for
     ``TURN_S``. Then ring if more is due."""
-    planning = queue not in (FETCH_QUEUE, f"{FETCH_QUEUE}.{here.this_node().settings.node}")
-    kind = queues_of(here.this_node().settings.node)
-    kind = kind[:2] if planning else kind[2:]
+    name = here.this_node().settings.node
+    fetching = [node_queue(FETCH_QUEUE, name), FETCH_QUEUE]
+    planning = queue not in fetching
+    kind = [node_queue(PLAN_QUEUE, name), PLAN_QUEUE] if planning else fetching
     end = time.monotonic() + TURN_S
     last: Settled | None = None
     try:
@@ -55,7 +56,7 @@ def answer(queue: str, hostname: str | None) -> None:
             return
     except LedgerUnavailable as error:
         # What was claimed is taken back by the agent, which sees that nobody has it in hand.
-        log.warning("ledger.unavailable", extra={"node": here.this_node().settings.node, "reason": str(error)})
+        log.warning("ledger.unavailable", extra={"node": name, "reason": str(error)})
         return
     if last is None:
         return
@@ -171,7 +172,6 @@ class Download(Task):  # type: ignore[misc] # Celery has no types
         if connection is not None and connection not in node.settings.connections:
             raise UsageError(f"connection {connection!r} is not configured on node {node.settings.node}")
         own = f"node:{node.settings.node}"
-        fetch_queue, plan_queue = queues_of(node.settings.node)[2], queues_of(node.settings.node)[0]
         task = str(self.request.id)
         name = (
             task if PLAIN_ID.fullmatch(task) else f"d{hashlib.sha256(task.encode('utf-8', 'replace')).hexdigest()[:32]}"
@@ -181,7 +181,7 @@ class Download(Task):  # type: ignore[misc] # Celery has no types
         )
         job, made = self._job(ledger, options, name)
         if made:
-            queue = plan_queue if needs_origin(source) else fetch_queue
+            queue = node_queue(PLAN_QUEUE if needs_origin(source) else FETCH_QUEUE, node.settings.node)
             units = [
                 NewUnit.plan(unit.source, unit.index, queue) if unit.source else NewUnit.listed(unit.files, queue)
                 for unit in cut([source], None)
