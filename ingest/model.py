@@ -44,6 +44,11 @@ class FileSpec(Record):
     metadata: Mapping[str, Any] | None = None
     pin: str | None = None
 
+    @property
+    def index(self) -> tuple[int, int]:
+        """(source, part)."""
+        return self.source, self.part
+
 
 @dataclass(frozen=True, slots=True)
 class FileRecord(Record):
@@ -70,6 +75,11 @@ class FileRecord(Record):
     reused: bool = False
     piece: int = 0
     covers: tuple[tuple[int, int, int], ...] = ()
+
+    @property
+    def index(self) -> tuple[int, int]:
+        """(source, part): of all pieces of one source, the same."""
+        return self.source, self.part
 
     @property
     def place(self) -> tuple[int, int, int]:

@@ -21,10 +21,10 @@ def begin(node: Node, claim: Claim) -> Outcome:
     """What is here of a claim: of one that is fetched again, the files that are not gone."""
     outcome = Outcome.of(claim)
     if claim.record.gone:
-        gone = {(f.source, f.part) for f in outcome.files if f.store == node.store.id and not is_whole(node.store, f)}
+        gone = {f.index for f in outcome.files if f.store == node.store.id and not is_whole(node.store, f)}
         if gone and claim.options.pack:
             outcome.files.clear()  # one list, packed alike, is one file; a part of it would be another
-        outcome.files[:] = [f for f in outcome.files if (f.source, f.part) not in gone]
+        outcome.files[:] = [f for f in outcome.files if f.index not in gone]
     return outcome
 
 
@@ -66,7 +66,7 @@ def check(node: Node, claim: Claim, outcome: Outcome) -> None:
             f"it was evicted from the store, and the origin has something else by now: it was {_said(known)}, and is "
             f"{_said(files)}; submit it again to read what it is now",
         )
-        outcome.files[:] = [f for f in outcome.files if (f.source, f.part) != place]
+        outcome.files[:] = [f for f in outcome.files if f.index != place]
         outcome.failures.append(failure_of(node, claim, uri, place, error))
         outcome.max_failed = 0.0  # not one of the samples that a packed shard may lack
 
@@ -74,7 +74,7 @@ def check(node: Node, claim: Claim, outcome: Outcome) -> None:
 def _by_place(files: Iterable[FileRecord]) -> dict[Place, list[FileRecord]]:
     found: dict[Place, list[FileRecord]] = defaultdict(list)
     for file in sorted(files, key=lambda f: f.place):
-        found[file.source, file.part].append(file)
+        found[file.index].append(file)
     return found
 
 

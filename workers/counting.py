@@ -75,8 +75,7 @@ class Counting(Planning):
             known = None if records or spec.digest else self.node.store.lookup(self._transfer.key(spec))
         except FetchError as error:
             if len(self.lost) < MOST_LISTED:
-                index = (spec.source, spec.part)
-                self.lost.append(failure_of(self.node, self.claim, spec.uri, index, error))
+                self.lost.append(failure_of(self.node, self.claim, spec.uri, spec.index, error))
             return
         if records is not None:
             size = sum(record.size for record in records)

@@ -105,7 +105,7 @@ def _attempt(
     settled = outcome.result.arrived | {f.index for f in outcome.failures}
     todo: list[FileSpec] = []
     for spec in claim.files:
-        if (spec.source, spec.part) in settled:
+        if spec.index in settled:
             continue
         try:
             if claim.record.attempts:
@@ -155,13 +155,13 @@ def _without_twins(transfer: Transfer, specs: list[FileSpec]) -> tuple[list[File
 
 def _follow_twin(outcome: Outcome, spec: FileSpec, first: FileSpec) -> None:
     """What became of the first is what becomes of its twin; nothing yet, if the first is to be tried again."""
-    records = [record for record in outcome.files if (record.source, record.part) == (first.source, first.part)]
+    records = [record for record in outcome.files if record.index == first.index]
     if records:
         outcome.files += [dataclasses.replace(r, source=spec.source, part=spec.part, reused=True) for r in records]
         return
     for failure in outcome.failures:
-        if failure.index == (first.source, first.part):
-            outcome.failures.append(dataclasses.replace(failure, index=(spec.source, spec.part)))
+        if failure.index == first.index:
+            outcome.failures.append(dataclasses.replace(failure, index=spec.index))
             return
 
 
@@ -302,7 +302,7 @@ def fail_all(node: Node, ledger: WorkLedger, claim: Claim, error: FetchError) ->
     """End a claim because of something that no file of it can survive."""
     specs = [] if claim.is_plan else claim.files
     settled = claim.earlier.arrived
-    missing = [(s.uri, (s.source, s.part)) for s in specs if (s.source, s.part) not in settled]
+    missing = [(spec.uri, spec.index) for spec in specs if spec.index not in settled]
     missing = missing or [(error.uri, (claim.record.source, 0))]
     failures = tuple(failure_of(node, claim, uri, index, error) for uri, index in missing)
     return ledger.commit(claim, "failed", Result(claim.earlier.files, failures), ())

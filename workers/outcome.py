@@ -48,7 +48,7 @@ class Outcome:
         ):
             self.transient.append((specs[0], error))
             return error
-        self.failures += [failure_of(node, claim, spec.uri, (spec.source, spec.part), found) for spec in specs]
+        self.failures += [failure_of(node, claim, spec.uri, spec.index, found) for spec in specs]
         return None
 
     @property

@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from ingest.errors import IngestError, LedgerUnavailable, UnknownJob
-from ingest.ledger import Claim, Result, WorkLedger
+from ingest.ledger import Claim, Result, WorkLedger, numbers_of
 from ingest.model import TERMINAL_SHARD, FileRecord
 from ingest.queues import FETCH_TASK, PLAN_TASK
 from ingest.record import VERSION
@@ -36,10 +36,10 @@ def write_result(app: Celery, ledger: WorkLedger, store: Store, member: str) -> 
     ``member`` is in the ledger's outbox until it is written; writing it twice is harmless.
     """
     job, _, number = member.rpartition(".")
-    units = [number] if job else [f"p{n}" for n in range(_int(ledger, member, "plan_next"))]
-    if not job:
-        job, number = member, ""
-        units += [str(n) for n in range(_int(ledger, member, "next"))]
+    if job:
+        units = [number]
+    else:
+        job, number, units = member, "", numbers_of(ledger.meta(member))
     records = [r for r in ledger.units(job, units) if r]
     error = "" if number else ledger.meta(job).get("error", "")
     if not records and not error:
@@ -73,10 +73,6 @@ def manifest(job: str, shard: str, result: Result, increment: dict[str, Any] | N
     failures = [f.to_json() for f in result.failures]
     said: dict[str, Any] = {"v": VERSION, "job": job, "shard": shard, "files": files, "failures": failures}
     return json.dumps(said | ({"increment": increment} if increment else {}), indent=1).encode()
-
-
-def _int(ledger: WorkLedger, job: str, field: str) -> int:
-    return int(ledger.meta(job)[field])
 
 
 def _paths(files: list[FileRecord], store: Store, job: str, number: str) -> dict[str, Any]:

@@ -33,18 +33,18 @@ class LocalFile:
     @classmethod
     def of(cls, record: FileRecord, store: Store | None) -> LocalFile:
         return cls(
-            record.uri,
-            record.size,
-            record.digest,
-            record.node,
-            record.samples,
-            (record.source, record.part),
-            record.version,
-            record.reused,
-            record.path,
-            record.into,
-            record.store,
-            store,
+            source=record.uri,
+            size=record.size,
+            digest=record.digest,
+            node=record.node,
+            samples=record.samples,
+            index=record.index,
+            version=record.version,
+            reused=record.reused,
+            _relative=record.path,
+            _into=record.into,
+            _store_id=record.store,
+            _store=store,
         )
 
     @property

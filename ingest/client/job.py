@@ -19,7 +19,7 @@ from ingest.client.request import Request
 from ingest.client.submission import positive
 from ingest.client.waiting import describe, trouble
 from ingest.errors import LedgerUnavailable, UnknownJob, WaitTimeout
-from ingest.ledger import JobLedger, Result, UnitRecord, batched
+from ingest.ledger import JobLedger, Result, UnitRecord, batched, numbers_of
 from ingest.ledger.connect import until
 from ingest.model import TERMINAL_JOB, Consumer, Failure, JobStatus
 from ingest.settings import Settings
@@ -224,7 +224,7 @@ class Job:
 
     def _results(self) -> Iterator[Result]:
         meta = self._ledger.meta(self.id)
-        numbers = [f"p{n}" for n in range(int(meta["plan_next"]))] + [str(n) for n in range(int(meta["next"]))]
+        numbers = numbers_of(meta)
         for at in range(0, len(numbers), 100):
             for packed in self._ledger.results(self.id, numbers[at : at + 100]):
                 yield Result.unpacked(packed)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingest.client.job import Job
-from ingest.ledger import JobLedger, Result
+from ingest.ledger import JobLedger, Result, numbers_of
 from ingest.model import Failure
 
 #: Units whose numbers are read at once.
@@ -42,8 +42,7 @@ class Plan:
 def plan_of(job: Job, ledger: JobLedger, timeout: float | None) -> Plan:
     """Wait for a dry run, add its numbers up, and take it out of the ledger. Raises :class:`WaitTimeout`."""
     job.wait(timeout)
-    meta = ledger.meta(job.id)
-    numbers = [f"p{n}" for n in range(int(meta["plan_next"]))] + [str(n) for n in range(int(meta["next"]))]
+    numbers = numbers_of(ledger.meta(job.id))
     counts: Counter[str] = Counter()
     for at in range(0, len(numbers), STEP):
         for packed in ledger.results(job.id, numbers[at : at + STEP]):

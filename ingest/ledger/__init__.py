@@ -5,7 +5,7 @@
 ``space`` what a store holds and who reads which job. ``connect`` is the connections.
 """
 
-from ingest.ledger.jobs import BATCH, JobLedger, NewUnit, UnitRecord, WorkerInfo, batched, fit
+from ingest.ledger.jobs import BATCH, JobLedger, NewUnit, UnitRecord, WorkerInfo, batched, fit, numbers_of
 from ingest.ledger.pictures import Cursor, Picture, Taken, Wish
 from ingest.ledger.redis import Ledger
 from ingest.ledger.work import Claim, Result, Settled, Tick, WorkLedger
@@ -28,4 +28,5 @@ __all__ = [
     "WorkerInfo",
     "batched",
     "fit",
+    "numbers_of",
 ]

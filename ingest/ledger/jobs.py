@@ -315,20 +315,20 @@ class JobLedger(SpaceLedger):
             if d and now - seen <= d.get("lease_s", self.settings.limits.lease_s) * 1000:
                 out.append(
                     WorkerInfo(
-                        text(name),
-                        d["node"],
-                        d["store"],
-                        d["slots"],
-                        tuple(d["connections"]),
-                        d["version"],
-                        d["free_bytes"],
-                        max(0.0, (now - seen) / 1000),
-                        d["pid"],
-                        max(0.0, (now - int(able)) / 1000) if able else None,
-                        d.get("unable", ""),
-                        d.get("unfit", ""),
-                        d["time"] - (seen - ahead) / 1000 if "time" in d else 0.0,
-                        tuple(d.get("queues") or queues_of(d["node"])),
+                        id=text(name),
+                        node=d["node"],
+                        store=d["store"],
+                        slots=d["slots"],
+                        connections=tuple(d["connections"]),
+                        version=d["version"],
+                        free_bytes=d["free_bytes"],
+                        age_s=max(0.0, (now - seen) / 1000),
+                        pid=d["pid"],
+                        able_s=max(0.0, (now - int(able)) / 1000) if able else None,
+                        unable=d.get("unable", ""),
+                        unfit=d.get("unfit", ""),
+                        skew_s=d["time"] - (seen - ahead) / 1000 if "time" in d else 0.0,
+                        queues=tuple(d.get("queues") or queues_of(d["node"])),
                     )
                 )
         return out
@@ -336,6 +336,11 @@ class JobLedger(SpaceLedger):
     def due_count(self, queue: str) -> int:
         with self.translated():
             return int(self.redis.zcard(self.key("due", queue)))
+
+
+def numbers_of(meta: Mapping[str, str]) -> list[str]:
+    """All units that a job has by its hash: pieces of planning, then shards."""
+    return [f"p{n}" for n in range(int(meta["plan_next"]))] + [str(n) for n in range(int(meta["next"]))]
 
 
 def _specs(number: str, packed: bytes) -> list[FileSpec]:

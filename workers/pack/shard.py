@@ -55,7 +55,7 @@ class Packing:
 
     def run(self) -> None:
         arrived = self._outcome.result.arrived
-        specs = [spec for spec in self._claim.files if (spec.source, spec.part) not in arrived]
+        specs = [spec for spec in self._claim.files if spec.index not in arrived]
         while specs and (stored := self._reusable(specs)) is not None:
             # What another run packed of the same list. Whatever it could not have is asked for again, and only that.
             self._take(stored, specs, reused=True)
@@ -79,7 +79,7 @@ class Packing:
             finished = self._fill(spool, specs, key)
         except FetchError as error:  # of the whole: its space, or the disk under it
             failed = {failure.index for failure in self._outcome.failures}
-            rest = [spec for spec in specs if (spec.source, spec.part) not in failed]
+            rest = [spec for spec in specs if spec.index not in failed]
             self._outcome.missed(self._transfer.node, self._claim, rest, error, self._claim.record.attempts + 1)
         finally:
             spool.close(discard=finished)
@@ -128,7 +128,7 @@ class Packing:
             missing = [
                 group
                 for group in _alike(specs)
-                if group[0] not in spool.samples and (specs[group[0]].source, specs[group[0]].part) not in failed
+                if group[0] not in spool.samples and specs[group[0]].index not in failed
             ]
             wait_s = self._gather(spool, specs, missing, turn, key)
             failed = {failure.index for failure in self._outcome.failures}
@@ -229,7 +229,7 @@ class Packing:
 
     def _take(self, stored: Stored, specs: list[FileSpec], *, reused: bool) -> None:
         for number, piece in enumerate(stored.outputs):
-            covered = [(specs[at].source, specs[at].part) for at in _positions(piece.covers)]
+            covered = [specs[at].index for at in _positions(piece.covers)]
             self._outcome.files.append(self._record(stored, piece, number, covered, reused))
 
     def _record(
