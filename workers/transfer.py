@@ -316,5 +316,5 @@ def _check_match(uri: str, connection: Connection) -> None:
         raise EgressDenied(uri, f"connection {connection.name!r} is for URIs under {connection.match} only")
 
 
-def _count(path: Path, name: str) -> int | None:
-    return count_samples(path, index=index_of(path))
+def _count(path: Path) -> int | None:
+    return count_samples(path, index_of(path))

@@ -243,9 +243,9 @@ def leftovers(store: Store) -> list[Leftover]:
     for path in scan(store.root / "scratch"):
         key = path.name.partition(".")[0]
         with suppress(OSError):
-            is_ = path.stat()
-            if len(key) == 40 and stat.S_ISREG(is_.st_mode):
-                found.setdefault(key, []).append((path, is_))
+            seen = path.stat()
+            if len(key) == 40 and stat.S_ISREG(seen.st_mode):
+                found.setdefault(key, []).append((path, seen))
     made = [
         Leftover(
             key, sum(s.st_size for _, s in some), max(s.st_mtime_ns for _, s in some), tuple(path for path, _ in some)

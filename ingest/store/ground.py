@@ -23,12 +23,12 @@ def ground(root: Path) -> Ground:
     found = []
     for path in (root.absolute(), *root.absolute().parents):
         try:
-            is_ = path.stat()
+            there = path.stat()
         except FileNotFoundError:
             if path.is_symlink():
                 return ()
             continue
-        found.append(Folder(str(path), is_.st_dev, is_.st_ino))
+        found.append(Folder(str(path), there.st_dev, there.st_ino))
     return tuple(found)
 
 

@@ -38,7 +38,8 @@ from ingest.store.layout import (
 from ingest.store.room import Room
 from ingest.store.scratch import Scratch
 
-Counter = Callable[[Path, str], int | None]
+#: Of a published file: how many samples it has, where that can be said.
+Counter = Callable[[Path], int | None]
 
 #: Of so many files, each one's own fsync takes longer than one of the whole filesystem.
 _SYNC_AT_ONCE = 64
@@ -294,7 +295,7 @@ class Store:
             scratch.moved()
             count = scratch.samples
             if count is None:
-                count = samples(final, parts[-1]) if callable(samples) else samples
+                count = samples(final) if callable(samples) else samples
             made.append(Piece(os.path.join(relative, *parts), scratch.size, scratch.digest(), count, scratch.covers))
         if self.limits.fsync and not (at_once and sync_filesystem(folder)):
             for each in (*(self.root / piece.path for piece in made if at_once), *folders):

@@ -77,14 +77,13 @@ def open_samples(
     return format.open(path, source, columns)
 
 
-def count_samples(path: Path, name: str | None = None, index: Path | None = None) -> int | None:
+def count_samples(path: Path, index: Path | None = None) -> int | None:
     """How many samples ``read`` would give, or None where the format is unknown or the file is damaged.
 
-    ``name`` is the readable name where the path has another; ``index`` is where to keep an index, if the format has
-    one. One pass at most, in flat memory; whatever is in the file, it does not raise. A file of unknown format is no
-    one sample: to the user's own function it may be many.
+    ``index`` is where to keep an index, if the format has one. One pass at most, in flat memory; whatever is in the
+    file, it does not raise. A file of unknown format is no one sample: to the user's own function it may be many.
     """
-    found = detect(name or "", path.name)
+    found = detect(path.name)
     if found is raw.FORMAT:
         return None
     try:
