@@ -473,6 +473,16 @@ def test_sqlite_is_cut_by_its_primary_key(tmp_path: Path) -> None:
     assert len(plan(context, table="two", partitions=4)) == 1
 
 
+@pytest.mark.parametrize("name", ["n", "k", "rank"])
+def test_a_key_may_have_any_name(name: str, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "x.db")) as db, db:
+        db.execute(f"CREATE TABLE t (id INTEGER PRIMARY KEY, {name} INTEGER)")
+        db.executemany("INSERT INTO t VALUES (?, ?)", [(n, 10 * n) for n in range(1, 101)])
+    context = profile(f"sqlite:///{tmp_path}/x.db")
+    found = ids(read(context, tmp_path, table="t", partition_on=name, partitions=4))
+    assert [len(some) for some in found] == [25, 25, 25, 25] and whole(found, 100)
+
+
 def test_sqlite_rows_come_in_order(tmp_path: Path) -> None:
     context = lite(tmp_path / "x.db", "DECIMAL(9,2)", LITE["DECIMAL(9,2)"])
     tables = read(context, tmp_path, table="t", partitions=3, order_by=("k", "id DESC"))

@@ -227,6 +227,14 @@ def test_partitions_ascend_in_the_database_s_own_order(key: str, context: Contex
     assert all(max(one) < min(other) for one, other in pairwise(places))
 
 
+@pytest.mark.parametrize("name", ["n", "k"])
+def test_a_key_may_have_any_name(name: str, context: Context, tmp_path: Path) -> None:
+    query = f"SELECT id AS {name} FROM samples"
+    tables = read(context, tmp_path, query=query, partition_on=name, partitions=4)
+    assert sorted(n for table in tables for n in table[name].to_pylist()) == list(range(1, ROWS + 1))
+    assert {table.num_rows for table in tables} == {ROWS // 4}
+
+
 def test_a_table_is_cut_by_its_primary_key(context: Context, tmp_path: Path) -> None:
     tables = read(context, tmp_path, table="samples", partitions=4, columns=("id",), order_by=("id",))
     assert [i for some in ids(tables) for i in some] == list(range(1, ROWS + 1)) and len(tables) == 4

@@ -21,8 +21,9 @@ from ingest.sources import Sql
 #: A bound as it travels: a type tag and the value as text.
 Bound = Sequence[str]
 
-#: What a query is called inside our statement.
+#: What a query is called inside our statement, and the place of a key among all.
 QUERY = "ingest_query"
+_RANK = "ingest_rank"
 
 #: The parts of ``schema.table``; one in double quotes may hold a dot.
 _NAME = re.compile(r'(?:"(?:[^"]|"")*"|[^.])+')
@@ -81,6 +82,14 @@ def ranks(count: int, parts: int) -> list[int]:
     [1, 251, 501, 751]
     """
     return sorted({count * n // parts + 1 for n in range(parts)}) if count else []
+
+
+def quantiles(name: str, keys: str, count: int, parts: int) -> str:
+    """The statement for those keys, ascending: of the ``count`` that are not NULL in the quoted column ``name``, which
+    the statement ``keys`` gives. Our own name beside it must be none that a column has."""
+    ranked = f"SELECT {name}, row_number() OVER (ORDER BY {name}) AS {_RANK} FROM ({keys}) k WHERE {name} IS NOT NULL"
+    wanted = ", ".join(map(str, ranks(count, parts)))
+    return f"SELECT {name} FROM ({ranked}) k WHERE {_RANK} IN ({wanted}) ORDER BY {_RANK}"
 
 
 def whole(sql: Sql) -> dict[str, Any]:

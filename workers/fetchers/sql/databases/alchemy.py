@@ -87,9 +87,7 @@ class AlchemyDatabase:
         ((count,),) = self._rows(f"SELECT count({name}) FROM ({keys}) k")
         if not count:
             return []
-        numbered = f"SELECT {name}, row_number() OVER (ORDER BY {name}) AS n FROM ({keys}) k WHERE {name} IS NOT NULL"
-        ranks = ", ".join(map(str, parts.ranks(count, parts_)))
-        found = self._rows(f"SELECT {name} FROM ({numbered}) k WHERE n IN ({ranks}) ORDER BY n")
+        found = self._rows(parts.quantiles(name, keys, count, parts_))
         return parts.inner([to_bound(row[0]) for row in found])
 
     def stream(self, part: Mapping[str, Any]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:

@@ -141,9 +141,7 @@ class MysqlDatabase:
             count = int(self._rows(f"SELECT count(*) FROM ({keys}) k")[0][0])
         if not count:
             return []
-        numbered = f"SELECT {name}, row_number() OVER (ORDER BY {name}) AS n FROM ({keys}) k WHERE {name} IS NOT NULL"
-        ranks = ", ".join(map(str, parts.ranks(count, parts_)))
-        found = self._rows(f"SELECT {name} FROM ({numbered}) k WHERE n IN ({ranks}) ORDER BY n")
+        found = self._rows(parts.quantiles(name, keys, count, parts_))
         return parts.inner([_bound(row[0], field) for row in found])
 
     def stream(self, part: Mapping[str, Any]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:

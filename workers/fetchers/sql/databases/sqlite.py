@@ -148,12 +148,10 @@ class SqliteDatabase:
             chance = f"(row_number() OVER () * {_SCATTER} & {_ALL}) < {most * (_ALL + 1) // count}"
             keys = f"SELECT {name} FROM (SELECT {name}, {chance} AS chosen FROM ({keys})) WHERE chosen"
             (count,) = self._plain.execute(f"SELECT count({name}) FROM ({keys})").fetchone()
-        numbered = f"SELECT {name}, row_number() OVER (ORDER BY {name}) AS n FROM ({keys}) WHERE {name} IS NOT NULL"
-        ranks = ", ".join(map(str, parts.ranks(count, parts_)))
-        found = [
-            row[0] for row in self._plain.execute(f"SELECT {name} FROM ({numbered}) WHERE n IN ({ranks}) ORDER BY n")
-        ]
-        return parts.inner([to_bound(value) for value in found])
+        if not count:
+            return []
+        found = self._plain.execute(parts.quantiles(name, keys, count, parts_)).fetchall()
+        return parts.inner([to_bound(row[0]) for row in found])
 
     def stream(self, part: Mapping[str, Any]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         statement, types = parts.select(self, part), part["types"]
