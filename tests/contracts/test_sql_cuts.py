@@ -473,14 +473,17 @@ def test_sqlite_is_cut_by_its_primary_key(tmp_path: Path) -> None:
     assert len(plan(context, table="two", partitions=4)) == 1
 
 
-@pytest.mark.parametrize("name", ["n", "k", "rank"])
-def test_a_key_may_have_any_name(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("name", ["n", "k", "chosen"])
+def test_a_key_may_have_any_name(name: str, sampled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if sampled:
+        monkeypatch.setattr(sqlite_module, "_SAMPLE_ROWS", 1000)
     with closing(sqlite3.connect(tmp_path / "x.db")) as db, db:
-        db.execute(f"CREATE TABLE t (id INTEGER PRIMARY KEY, {name} INTEGER)")
-        db.executemany("INSERT INTO t VALUES (?, ?)", [(n, 10 * n) for n in range(1, 101)])
+        db.execute(f"CREATE TABLE t (id INTEGER PRIMARY KEY, {name} TEXT)")
+        db.executemany("INSERT INTO t VALUES (?, ?)", [(n, f"key {n:04}") for n in range(1, 2001)])
     context = profile(f"sqlite:///{tmp_path}/x.db")
     found = ids(read(context, tmp_path, table="t", partition_on=name, partitions=4))
-    assert [len(some) for some in found] == [25, 25, 25, 25] and whole(found, 100)
+    assert whole(found, 2000) and len(found) == 4 and max(map(len, found)) < 750
 
 
 def test_sqlite_rows_come_in_order(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ class SqliteDatabase:
         if count > (most := max(_SAMPLE_ROWS, _KEYS_EACH * parts_)):
             # Scattered as by chance, and the same again; every so many rows could meet a pattern in the table.
             chance = f"(row_number() OVER () * {_SCATTER} & {_ALL}) < {most * (_ALL + 1) // count}"
-            keys = f"SELECT {name} FROM (SELECT {name}, {chance} AS chosen FROM ({keys})) WHERE chosen"
+            keys = f"SELECT {name} FROM (SELECT {name}, {chance} AS ingest_chosen FROM ({keys})) WHERE ingest_chosen"
             (count,) = self._plain.execute(f"SELECT count({name}) FROM ({keys})").fetchone()
         if not count:
             return []
