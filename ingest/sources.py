@@ -31,6 +31,9 @@ DIGEST_HEX = {
     "blake3": 64,
     "crc32c": 8,
 }
+#: What a digest without its algorithm's name is, by that length. Those that are as long as these must be named; eight
+#: digits could be any CRC.
+DIGEST_BY_LENGTH = {32: "md5", 40: "sha1", 64: "sha256", 96: "sha384", 128: "sha512"}
 
 #: User and password in a URI, up to the last @ if there is a colon before it: a password may hold any character.
 _USERINFO = re.compile(r"//[^/?#@:]*(:.*)?@")

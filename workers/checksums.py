@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ingest.errors import BadResponse, EgressDenied, FetchError, NodeUnfit, NotFound, Throttled, TooLarge
 from ingest.model import FileSpec
-from ingest.sources import DIGEST_HEX
+from ingest.sources import DIGEST_BY_LENGTH, DIGEST_HEX
 from ingest.store import Store
 from ingest.store.scratch import Scratch
 from workers.fetchers import fetcher_for
@@ -28,8 +28,7 @@ _BSD = re.compile(rf"([A-Za-z0-9-]+) ?\((.+)\) ?= ?({_HEX})")
 _GNU = re.compile(rf"(\\?)(?:[A-Za-z0-9-]+:)?({_HEX})(?: [ *]|\t+| +)(.+)")
 _BARE = re.compile(rf"(?:[A-Za-z0-9-]+:)?({_HEX})")
 _ESCAPES = {r"\\": "\\", r"\n": "\n", r"\r": "\r"}
-#: Where two algorithms are as long as each other, a name must say which it is; the first is what is meant without one.
-_BY_LENGTH = {32: "md5", 40: "sha1", 64: "sha256", 96: "sha384", 128: "sha512"}
+#: How those are named that are as long as others.
 _NAMED = {"blake2b": "blake2b", "b2": "blake2b", "blake3": "blake3", "b3": "blake3"}
 
 
@@ -195,6 +194,6 @@ def _line(name: str | None, value: str, algorithm: str | None) -> Iterator[Line]
     """If that many digits can be a digest: of the algorithm that is named where that is as long, else of the usual."""
     algorithm = _NAMED.get(algorithm or "", algorithm)
     if DIGEST_HEX.get(algorithm or "") != len(value):
-        algorithm = _BY_LENGTH.get(len(value))
+        algorithm = DIGEST_BY_LENGTH.get(len(value))
     if algorithm:
         yield Line(name, algorithm, value.lower())

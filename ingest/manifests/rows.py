@@ -10,10 +10,7 @@ from typing import Any
 
 from ingest.errors import BadResponse, UsageError
 from ingest.model import FileSpec
-from ingest.sources import DIGEST_HEX, Manifest, check_source_text, parse_digest
-
-#: What a digest without its algorithm's name is, by its length. Eight digits could be any CRC.
-_BY_LENGTH = {32: "md5", 40: "sha1", 64: "sha256", 96: "sha384", 128: "sha512"}
+from ingest.sources import DIGEST_BY_LENGTH, DIGEST_HEX, Manifest, check_source_text, parse_digest
 
 #: The largest file that any filesystem here could hold.
 _MOST_BYTES = (1 << 63) - 1
@@ -99,7 +96,7 @@ def _digest(value: Any, named: str | None) -> str | None:
         return None
     text = (value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)).strip()
     if ":" not in text:
-        algorithm = named or _BY_LENGTH.get(len(text))
+        algorithm = named or DIGEST_BY_LENGTH.get(len(text))
         if algorithm is None:
             raise UsageError(f"digest {text[:150]!r}: write it as ALGORITHM:HEX, with one of {', '.join(DIGEST_HEX)}")
         text = f"{algorithm}:{text}"
