@@ -14,7 +14,6 @@
     ├── JobFailed                        some sources failed; carries what arrived and what did not
     ├── NotLocalError                    the file is on another node
     ├── StoreError                       a store root that cannot be used, a file that is not what it was
-    │   └── StoreFull                    no room for what was asked
     ├── DataError                        a fetched file that cannot be read as samples
     ├── ResumeError                      a dataset cannot go on exactly where its state says
     └── FetchError                       one source could not be had
@@ -209,10 +208,6 @@ class StoreError(IngestError):
 
     def __str__(self) -> str:
         return f"store: {self.path}: {self.reason}"
-
-
-class StoreFull(StoreError):
-    """No room, and nothing that may be evicted. ``StoreFull(path, reason)``."""
 
 
 class DataError(IngestError):
