@@ -92,8 +92,9 @@ class Ledger:
         whole = f"{_WORDS.get(type(error).__name__, '')}{said}"
         for mark, why, cure in REFUSALS:
             if mark in whole:
-                if mark == "READONLY ":  # it was the primary when we connected: ask again who is
-                    self.redis.connection_pool.disconnect()
+                if mark == "READONLY ":
+                    # It was the primary when we connected: ask again who is. Those in use are other threads'.
+                    self.redis.connection_pool.disconnect(inuse_connections=False)
                 return LedgerUnavailable(self.url, f"{why} ({said})", cure)
         return LedgerUnavailable(self.url, said)
 

@@ -6,13 +6,17 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import redis
 
 from ingest.app import SILENCE_S, make_app
 from ingest.embedded import RedisServer
+from ingest.errors import LedgerUnavailable
 from ingest.ledger import JobLedger
 from ingest.ledger.connect import IDLE_S, PING_S, SOCKET_TIMEOUT_S
+from ingest.model import JobOptions
 from ingest.settings import Settings
 from tests.servers.node import until
 from tests.servers.proxy import Proxy
@@ -86,3 +90,20 @@ def test_a_broker_that_is_lost_with_a_message_in_hand_is_left_in_order(way: Prox
     connection.collect(socket_timeout=1)
     connection.close()
     app.close()
+
+
+def test_a_primary_that_is_none_any_more_ends_no_connection_that_another_thread_uses(server: RedisServer) -> None:
+    with (
+        contextlib.closing(JobLedger(Settings(ledger_url=server.url))) as ledger,
+        contextlib.closing(redis.Redis.from_url(server.url)) as operator,
+        ThreadPoolExecutor(1) as other,
+    ):
+        operator.replicaof("127.0.0.1", 1)
+        try:
+            waiting = other.submit(ledger.events, "job", "0-0", 1000)
+            until(lambda: any(client["cmd"] == "xread" for client in operator.client_list()), "it waits")
+            with pytest.raises(LedgerUnavailable, match="read-only replica"):
+                ledger.create(JobOptions(), None)
+            assert waiting.result() == []
+        finally:
+            operator.replicaof("NO", "ONE")
