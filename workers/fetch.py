@@ -122,7 +122,8 @@ def _attempt(
         if records is not None:
             outcome.files += records
             control.resumed(sum(record.size for record in records))
-            if claim.record.reclaimed:  # published by who could not say any more that its flight is over
+            if claim.record.reclaimed or claim.record.again:
+                # Published by who could not say any more that its flight is over.
                 control.flights = [*control.flights, transfer.flight(spec)]
         else:
             todo.append(spec)

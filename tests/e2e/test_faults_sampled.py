@@ -7,6 +7,8 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.faults import schedule
 from tests.faults.load import exactly
 from tests.faults.rig import MANY_LIVES, SHORT_LEASES, running_rig
@@ -48,7 +50,8 @@ def test_what_is_no_message_is_dropped_and_the_worker_lives(tmp_path: Path) -> N
         assert sum(event["event"] == "message.refused" for event in events) >= 2
 
 
-def test_a_flight_of_who_died_after_its_rename_is_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cancelled", [False, True], ids=["", "cancelled and tried again"])
+def test_a_flight_of_who_died_after_its_rename_is_over(tmp_path: Path, cancelled: bool) -> None:
     """Its shard finds the file in the store, and never takes off; so nobody else would say that the flight is over."""
     config = SHORT_LEASES + "progress_s = 30\n"
     with running_rig(tmp_path, name="flight", workers=1, config=config, swept_s=10) as rig:
@@ -64,6 +67,10 @@ def test_a_flight_of_who_died_after_its_rename_is_over(tmp_path: Path) -> None:
             schedule.send([pid], signal.SIGKILL)
         finally:
             redis.execute_command("CLIENT", "UNPAUSE")
+        if cancelled:
+            job.cancel()
+            assert job.wait(timeout=30).state == "cancelled"
+            job.retry()
         job.wait(timeout=30)
         assert rig.origin.count("/f.bin") == 1, "it is used as it lies there"
         ledger = rig.client().ledger
