@@ -12,12 +12,15 @@ from ingest.errors import DigestMismatch, FetchError, NodeUnfit, SnapshotLost, S
 from ingest.store.disk import in_words
 
 _OUT = (errno.EMFILE, errno.ENFILE)
+#: So many files a library may want to have open for one thing (SQLite: four); when it says that it cannot, it has
+#: closed those that it had.
+_AT_ONCE = 8
 #: These say what the bytes are, or were: nothing that could not be opened leads to them.
 _OF_BYTES = (DigestMismatch, NodeUnfit, SnapshotLost, SourceChanged, TooLarge)
 
 
 def own_fault(error: FetchError) -> NodeUnfit | None:
-    """The error that it is, where this process could open nothing when it came up, or cannot now."""
+    """The error that it is, where this process could open nothing when it came up, or can open next to nothing now."""
     if isinstance(error, _OF_BYTES):
         return None
     number = _named(error) or _tried()
@@ -48,8 +51,13 @@ def _named(error: BaseException) -> int | None:
 
 
 def _tried() -> int | None:
+    opened: list[int] = []
     try:
-        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        for _ in range(_AT_ONCE):
+            opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         return error.errno if error.errno in _OUT else None
+    finally:
+        for one in opened:
+            os.close(one)
     return None

@@ -319,7 +319,7 @@ def test_a_file_where_a_folder_belongs(rigs: Rigs) -> None:
     shutil.rmtree(way, ignore_errors=True)
     way.write_text("not ours")
     begun = time.monotonic()
-    job = rig.client().submit(url, deadline_s=8)
+    job = rig.client().submit(url, deadline_s=25)  # it has its turn among the load's before that
     asked = rig.load.follow(job, [], ends=("failed",))
     until(lambda: f"{way} is in the way; remove it" in job.status().waiting_for, "it says what is in the way")
     until(lambda: asked.waited, "it ends with its deadline", BOUND_S)
