@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from ingest.apis import check_api
 from ingest.braces import count_braces, expand_braces, is_pattern
@@ -36,7 +36,7 @@ class Unit:
     source: AnySource | None = None
 
 
-def needs_origin(source: str | AnySource) -> bool:
+def needs_origin(source: str | AnySource) -> TypeGuard[AnySource]:
     """Whether only the origin knows which files these are."""
     if isinstance(source, str):
         return False
@@ -238,7 +238,6 @@ def cut(
             if files:
                 yield Unit(files[0]["source"], tuple(files))
                 files = []
-            assert not isinstance(source, str)
             yield Unit(index, source=source)
             continue
         for file in _literal(source, index, surveys):

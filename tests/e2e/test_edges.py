@@ -32,29 +32,26 @@ def test_any_task_id_is_answered(service: Service, origins: Origin, task_id: str
 
 
 def test_a_task_id_used_again_gives_the_last_call(service: Service, origins: Origin) -> None:
-    app = app_for(service.settings)
     for text in (b"first", b"second"):
-        url = origins.put(f"/daily-{text.decode()}.bin", text)
-        app.send_task("ingest.download", (url,), task_id="daily")
+        answered_with(service, origins, "daily", text)
 
-        def answered(wanted: bytes = text) -> bool:
-            found = app.AsyncResult("daily")
-            return found.ready() and Path(found.result["paths"][0]).read_bytes() == wanted
 
-        until(answered, f"the result of the call for {text!r}")
+def answered_with(service: Service, origins: Origin, task_id: str, text: bytes) -> None:
+    """Download a file of that text under that task id, until the id's result is that file."""
+    app, url = app_for(service.settings), origins.put(f"/{task_id}-{text.decode()}.bin", text)
+    app.send_task("ingest.download", (url,), task_id=task_id)
+
+    def answered() -> bool:
+        found = app.AsyncResult(task_id)
+        return found.ready() and Path(found.result["paths"][0]).read_bytes() == text
+
+    until(answered, f"the result of the call for {text!r}")
 
 
 def test_a_task_id_used_again_while_its_files_are_read(service: Service, origins: Origin) -> None:
-    app, client, paths = app_for(service.settings), service.client(), []
+    client, paths = service.client(), []
     for text in (b"one", b"two", b"three"):
-        url = origins.put(f"/read-{text.decode()}.bin", text)
-        app.send_task("ingest.download", (url,), task_id="read")
-
-        def answered(wanted: bytes = text) -> bool:
-            found = app.AsyncResult("read")
-            return found.ready() and Path(found.result["paths"][0]).read_bytes() == wanted
-
-        until(answered, f"the result of the call for {text!r}")
+        answered_with(service, origins, "read", text)
         paths += client.job("read").paths(timeout=15)
     assert [path.read_bytes() for path in paths] == [b"one"] * 3, "who reads a job reads on in it"
     client.close()

@@ -20,7 +20,7 @@ from tests.servers.s3 import S3Server, s3_server
 from tests.servers.simulated import Object, SimulatedS3, simulated_s3
 
 KEYS = int(os.environ.get("INGEST_TEST_KEYS", "50000"))
-#: Planning them takes about a thirtieth of this.
+#: Ten million are planned in about a quarter of it.
 PLANNING_S = 200 + KEYS / 5000
 MOST_RESIDENT_MB = 300
 

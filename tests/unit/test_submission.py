@@ -44,9 +44,8 @@ class TestCutting:
             (5, 0, sources[5]),
         ]
         assert units[1].files == (FileSpec(0, 1, "s3://b/a-3.tar", connection="c").to_json(),)
-        assert units[2].files == (
-            FileSpec(1, 0, "https://h/x", SHA, 5).to_json(),
-        )  # a digest travels as everybody writes it
+        # A digest travels as everybody writes it.
+        assert units[2].files == (FileSpec(1, 0, "https://h/x", SHA, 5).to_json(),)
 
     def test_a_shard_holds_files_of_several_sources_but_reaches_over_no_planning(self) -> None:
         sources = [

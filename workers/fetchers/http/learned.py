@@ -32,9 +32,6 @@ class Learned:
         self._lock = threading.Lock()
         self._known: OrderedDict[str, _Origin] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._known)
-
     def trusts(self, uri: str) -> bool:
         """Whether it may be asked for several ranges of a file at once."""
         known = self._known.get(urlsplit(uri).netloc)
