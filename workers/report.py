@@ -36,12 +36,13 @@ def write_result(app: Celery, ledger: WorkLedger, store: Store, member: str) -> 
     ``member`` is in the ledger's outbox until it is written; writing it twice is harmless.
     """
     job, _, number = member.rpartition(".")
-    if job:
-        units = [number]
-    else:
-        job, number, units = member, "", numbers_of(ledger.meta(member))
+    units, error, task = [number], "", member
+    if not job:
+        job, number, meta = member, "", ledger.meta(member)
+        units, error = numbers_of(meta), meta.get("error", "")
+        # A whole job is asked for by the task that made it, whose id may be no job's id.
+        task = json.loads(meta["options"]).get("reply_to") or member
     records = [r for r in ledger.units(job, units) if r]
-    error = "" if number else ledger.meta(job).get("error", "")
     if not records and not error:
         raise UnknownJob(job)
     if any(r.state not in TERMINAL_SHARD for r in records):
@@ -58,8 +59,6 @@ def write_result(app: Celery, ledger: WorkLedger, store: Store, member: str) -> 
         value = IngestError(error)
     else:
         value = _paths(files, store, job, number)
-    # A whole job is asked for by the task that made it, whose id may be no job's id.
-    task = member if number else json.loads(ledger.meta(job)["options"]).get("reply_to") or member
     if any(r.again for r in records):
         app.backend.forget(task)  # it was over before, and a SUCCESS is never overwritten
     app.backend.store_result(task, value, states.FAILURE if isinstance(value, Exception) else states.SUCCESS)
