@@ -36,14 +36,14 @@ def write_result(app: Celery, ledger: WorkLedger, store: Store, member: str) -> 
     ``member`` is in the ledger's outbox until it is written; writing it twice is harmless.
     """
     job, _, number = member.rpartition(".")
-    units, error, task = [number], "", member
+    units, task = [number], member
     if not job:
         job, number, meta = member, "", ledger.meta(member)
-        units, error = numbers_of(meta), meta.get("error", "")
+        units = numbers_of(meta)
         # A whole job is asked for by the task that made it, whose id may be no job's id.
         task = json.loads(meta["options"]).get("reply_to") or member
     records = [r for r in ledger.units(job, units) if r]
-    if not records and not error:
+    if not records:
         raise UnknownJob(job)
     if any(r.state not in TERMINAL_SHARD for r in records):
         return  # tried again meanwhile: its next end writes the result
@@ -55,8 +55,6 @@ def write_result(app: Celery, ledger: WorkLedger, store: Store, member: str) -> 
         value: Any = failures[0].exception()
     elif bad is not None:
         value = IngestError(f"shard {bad.unit} was {bad.state} {bad.reason}".strip())
-    elif not records:  # whoever took it ended before he had written any of it
-        value = IngestError(error)
     else:
         value = _paths(files, store, job, number)
     if any(r.again for r in records):

@@ -179,30 +179,29 @@ class Download(Task):  # type: ignore[misc] # Celery has no types
         options = JobOptions(
             name=f"download {uri}"[:200], placement=own, into=destination(into), reply=True, reply_to=task
         )
-        job, made = self._job(ledger, options, name)
-        if made:
-            queue = node_queue(PLAN_QUEUE if needs_origin(source) else FETCH_QUEUE, node.settings.node)
-            units = [
-                NewUnit.plan(unit.source, unit.index, queue) if unit.source else NewUnit.listed(unit.files, queue)
-                for unit in cut([source], None)
-            ]
-            ledger.add(job, "p" if needs_origin(source) else "", 0, 0, units)
-            ledger.seal(job)
+        queue = node_queue(PLAN_QUEUE if needs_origin(source) else FETCH_QUEUE, node.settings.node)
+        units = [
+            NewUnit.plan(unit.source, unit.index, queue) if unit.source else NewUnit.listed(unit.files, queue)
+            for unit in cut([source], None)
+        ]
+        if (job := self._room(ledger, task, name)) is not None:
+            ledger.begin(options, job, "p" if needs_origin(source) else "", 0, units, whole=True)
             ring(app, {queue: len(units)})
         # The result comes when the job is over, from whoever commits its last shard; this message's work is done.
         raise Ignore
 
     @staticmethod
-    def _job(ledger: WorkLedger, options: JobOptions, name: str) -> tuple[str, bool]:
-        """The job of that name, and whether it is new. Somebody may use one task id again and again: as with any task,
-        the last call counts. A job that is over makes room for it; one that somebody still reads stays beside it."""
-        job, made = ledger.create(options, None, name)
-        while not made and ledger.meta(job)["state"] in TERMINAL_JOB:
-            app.backend.forget(options.reply_to)  # a SUCCESS is never overwritten
-            if not ledger.forget(job):
+    def _room(ledger: WorkLedger, task: str, name: str) -> str | None:
+        """An id for its job; None while that is under way: the message came twice. Somebody may use one task id again
+        and again: as with any task, the last call counts. A job that is over makes room for it; one that somebody still
+        reads stays beside it."""
+        while state := ledger.state(name):
+            if state not in TERMINAL_JOB:
+                return None
+            app.backend.forget(task)  # a SUCCESS is never overwritten
+            if not ledger.forget(name):
                 name = f"d{hashlib.sha256(name.encode()).hexdigest()[:32]}"
-            job, made = ledger.create(options, None, name)
-        return job, made
+        return name
 
 
 # The client's declaration makes room for the real thing.

@@ -161,11 +161,11 @@ class Client:
             job = self.submit(sources, into=into, placement=placement, fresh_s=fresh_s, convert=convert)
             left = None if timeout is None else max(0.001, end - time.monotonic())
             try:
-                files = job.files(timeout=left)
+                state, files = job.outcome(timeout=left)
             except WaitTimeout as late:
                 raise WaitTimeout(late.job, timeout or late.seconds, late.waiting_for) from None
             # A packed shard may be done without every one of its samples.
-            if job.status().state != "done" and (failures := job.failures()):
+            if state != "done" and (failures := job.failures()):
                 raise JobFailed(files, failures)
         if into is None:
             return [file.path for file in files]

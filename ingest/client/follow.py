@@ -67,8 +67,8 @@ class Restorer(Protocol):
 
 
 class EventStream:
-    """The events of one job from its beginning. ``ended`` holds the job's state once its last event said so, else
-    "".
+    """The events of one job from its beginning. ``ended`` holds the job's state once its last event said so, else "";
+    ``over`` says that none came after that by then.
 
     A job that was lost and put back, by ``restorer`` or by another process, gives one event ``lost``; after it the
     events come from the beginning.
@@ -77,9 +77,11 @@ class EventStream:
     def __init__(self, ledger: JobLedger, job: str, restorer: Restorer | None = None) -> None:
         self.ledger, self.job = ledger, job
         self.ended = ""
+        self.over = False
         self._restorer = restorer
         self._after = "0-0"
         self._made = ""
+        self._is_all = False
         self._silent_since: float | None = None
 
     def poll(self, timeout_s: float) -> list[dict[str, str]]:
@@ -107,6 +109,7 @@ class EventStream:
                     self.ended = event["s"]
                 elif event["k"] == "again":
                     self.ended = ""
+            self.over = bool(self.ended) and self._is_all
             if events or deadline.over:
                 return events
 
@@ -122,11 +125,11 @@ class EventStream:
         # forgot: what tells is that an event which was seen is not there, as none is ever removed.
         if found.made != (self._made or found.made) or not found.goes_on:
             return self._from_the_beginning(found.made)
-        self._made = found.made
+        self._made, self._is_all = found.made, found.all
         if found.rows:
             self._after = found.rows[-1][0]
         return [fields for _, fields in found.rows]
 
     def _from_the_beginning(self, made: str) -> list[dict[str, str]]:
-        self._after, self._made, self.ended = "0-0", made, ""
+        self._after, self._made, self.ended, self._is_all = "0-0", made, "", False
         return [LOST]

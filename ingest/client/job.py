@@ -6,8 +6,9 @@ import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from ingest.client.bells import ring
 from ingest.client.files import LocalFile
@@ -25,6 +26,7 @@ from ingest.model import TERMINAL_JOB, Consumer, Failure, JobStatus
 from ingest.settings import Settings
 from ingest.store import Store
 
+T = TypeVar("T")
 _LOOK_AT = 5000  # units, for one that says why a job waits
 _STATES = ("due", "leased", "done", "failed", "cancelled", "quarantined")
 
@@ -143,7 +145,7 @@ class Job:
             for event in events:
                 if event["k"] == "shard" and event["s"] == "done":
                     seen.pop(event["n"], None)  # nothing of it comes again
-            if not events and stream.ended:
+            if stream.over:
                 self._is_over()
                 return
             if not stream.ended and deadline.over:
@@ -151,20 +153,23 @@ class Job:
 
     def wait(self, timeout: float | None = None) -> JobStatus:
         """Until the job is over (done, failed or cancelled). Raises :class:`WaitTimeout`; the job then goes on."""
-        return self._wait(self._deadline(timeout))
+        return self._at_end(self.status, self._deadline(timeout))
 
-    def _wait(self, deadline: Deadline) -> JobStatus:
+    def _at_end(self, ask: Callable[[], T], deadline: Deadline) -> T:
+        """What ``ask`` gives of the job once it is over."""
         stream = EventStream(self._ledger, self.id, self._request)
         while True:
-            while not (stream.poll(0 if stream.ended else deadline.left_s) == [] and stream.ended):
+            while not stream.over:
+                stream.poll(0 if stream.ended else deadline.left_s)
                 if deadline.over and not stream.ended:
                     raise WaitTimeout(self.id, deadline.seconds, self._why())
             self._is_over()
             try:
-                return patiently(self.status, deadline)
+                return patiently(ask, deadline)
             except UnknownJob:
                 if self._request is None or deadline.over:
                     raise  # else: it is lost just now, which the stream sees, too
+                stream.poll(0)
 
     def _is_over(self) -> None:
         if self._request is not None:
@@ -173,19 +178,16 @@ class Job:
     def files(self, timeout: float | None = None) -> list[LocalFile]:
         """All files, once the job is over: by source, then by key or partition; duplicates repeat, failures are left
         out."""
+        return self.outcome(timeout)[1]
+
+    def outcome(self, timeout: float | None = None) -> tuple[str, list[LocalFile]]:
+        """How the job ended (done, failed or cancelled), and :meth:`files`."""
         deadline = self._deadline(timeout)
         self._lease(deadline)
-        while True:
-            self._wait(deadline)
-            try:
-                found = patiently(lambda: [record for result in self._results() for record in result.files], deadline)
-                break
-            except UnknownJob:
-                if self._request is None or deadline.over:
-                    raise
-        found.sort(key=lambda record: record.place)
+        state, results = self._at_end(self._results, deadline)
+        found = sorted((file for result in results for file in result.files), key=lambda record: record.place)
         here = self._here()
-        return [LocalFile.of(record, here) for record in found]
+        return state, [LocalFile.of(record, here) for record in found]
 
     def paths(self, timeout: float | None = None) -> list[Path]:
         """The absolute paths of :meth:`files`. Raises as :attr:`LocalFile.path`."""
@@ -222,14 +224,16 @@ class Job:
                 if place not in arrived:
                     yield Failure(spec.uri, error, reason, tries, record.unit, index=place)
 
-    def _results(self) -> Iterator[Result]:
+    def _results(self) -> tuple[str, list[Result]]:
+        """The job's state, and what each of its units has."""
         meta = self._ledger.meta(self.id)
-        numbers = numbers_of(meta)
-        for at in range(0, len(numbers), 100):
-            for packed in self._ledger.results(self.id, numbers[at : at + 100]):
-                yield Result.unpacked(packed)
-        if self._ledger.meta(self.id)["made"] != meta["made"]:
+        results, made = [], meta["made"]
+        for some in batched(numbers_of(meta), 100):
+            found, made = self._ledger.results_of_one(self.id, some)
+            results += [Result.unpacked(packed) for packed in found]
+        if made != meta["made"]:
             raise UnknownJob(self.id)  # it was lost meanwhile, and another process has put it back
+        return meta["state"], results
 
     def _results_of(self, numbers: list[str], deadline: Deadline) -> list[bytes | None]:
         return patiently(lambda: self._ledger.results(self.id, numbers), deadline)

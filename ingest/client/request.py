@@ -12,14 +12,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ingest.client.bells import ring
 from ingest.client.follow import Deadline, patiently
 from ingest.client.local import Survey
 from ingest.client.submission import Unit, cut
 from ingest.errors import UnknownJob, UsageError
-from ingest.ledger import JobLedger, NewUnit, batched
+from ingest.ledger import Begun, Created, JobLedger, NewUnit, batched, new_id
 from ingest.model import JobOptions
 from ingest.placement import choose_queue
 from ingest.queues import FETCH_QUEUE, PLAN_QUEUE
@@ -32,6 +32,15 @@ log = logging.getLogger(__name__)
 MOST_LOSSES = 10
 #: Bells for a batch of units at the least: there may be more processes by now than there were.
 LEAST_RINGS = 32
+
+
+class _Batch(NamedTuple):
+    """Units of one kind, for one call; the last is of the source ``upto``. ``due``: how many by queue."""
+
+    kind: str
+    upto: int
+    units: list[NewUnit]
+    due: Mapping[str, int]
 
 
 class Request:
@@ -53,7 +62,7 @@ class Request:
         self.job = ""
         self.options = options
         self._settings, self._ledger = settings, ledger
-        self._rings = True
+        self._rings, self._begun = True, False
         self._given, self._surveys, self._key, self._nodes = given, surveys, key, list(nodes)
         self._epoch, self._created_ms = "", 0
         self._digest = ""
@@ -68,7 +77,7 @@ class Request:
         try:
             self._submit(sources)
         except KeyboardInterrupt as stop:
-            if self.job:
+            if self._begun:
                 stop.add_note(
                     f"job {self.job} had begun to be submitted, and what the ledger has of it goes on: "
                     f"`ingest cancel {self.job}` stops it"
@@ -77,19 +86,27 @@ class Request:
 
     def _submit(self, sources: list[str | AnySource]) -> None:
         while True:
-            self.job, _ = self._ledger.create(self.options, self._key)
-            meta = self._ledger.meta(self.job)
-            options = JobOptions.from_json(json.loads(meta["options"]))
+            self.job, self._begun = new_id(), False
+            if self._key is not None and not self._create():
+                return
+            if self._write(sources, Deadline(math.inf)) != "given up":
+                return
+            reason = "this process stood still for so long that its submission was given up; it begins again"
+            log.warning("job.submitted_again %s", self.job, extra={"job": self.job, "reason": reason})
+
+    def _create(self) -> bool:
+        """The job of this key: whether it is still to be written."""
+        made = self._ledger.create(self.options, self._key, self.job)
+        self.job, self._begun = made.job, True
+        if not made.is_new:
+            options = JobOptions.from_json(json.loads(self._ledger.meta(made.job)["options"]))
             if options.request != self.options.request:
                 raise UsageError(
                     f"key {self._key!r} is job {self.job}'s, which asks for other sources; take another key"
                 )
             self.options = options  # those of who submitted it first, who may have seen another fleet
-            self._known(meta)
-            if meta["sealed"] == "1" or self._write(sources, Deadline(math.inf)) != "given up":
-                return
-            reason = "this process stood still for so long that its submission was given up; it begins again"
-            log.warning("job.submitted_again %s", self.job, extra={"job": self.job, "reason": reason})
+        self._known(made)
+        return made.is_open
 
     def is_over(self) -> None:
         """The job's end was seen: it expires from now on."""
@@ -132,9 +149,10 @@ class Request:
     def _is_there(self, deadline: Deadline) -> bool:
         """Another process, or another thread with this handle, was first."""
         try:
-            self._known(patiently(lambda: self._ledger.meta(self.job), deadline))
+            meta = patiently(lambda: self._ledger.meta(self.job), deadline)
         except UnknownJob:
             return False
+        self._epoch, self._created_ms = meta["epoch"], int(meta["created"])
         return True
 
     def _expired(self) -> bool:
@@ -154,24 +172,20 @@ class Request:
             raise UsageError(f"the sources of job {self.job} are not what they were when it was submitted")
         return sources
 
-    def _known(self, meta: Mapping[str, str]) -> None:
-        self._epoch, self._created_ms = meta["epoch"], int(meta["created"])
+    def _known(self, made: Created | Begun) -> None:
+        self._epoch, self._created_ms = made.epoch, made.created
 
     def _begin_again(self, deadline: Deadline) -> None:
-        def create() -> dict[str, str]:
-            if self._ledger.create_again(self.options, self._key, self.job):
-                log.warning("job.put_back %s", self.job, extra={"job": self.job, "reason": "the ledger has lost it"})
-            return self._ledger.meta(self.job)
-
-        self._known(patiently(create, deadline))
+        made = patiently(lambda: self._ledger.create_again(self.options, self._key, self.job), deadline)
+        if made.is_new:
+            log.warning("job.put_back %s", self.job, extra={"job": self.job, "reason": "the ledger has lost it"})
+        self._known(made)
 
     def _write(self, sources: list[str | AnySource], deadline: Deadline) -> str:
         """All units into the ledger, each batch rung for as it lands; then the seal. Begins again when the ledger is
         wiped meanwhile; at the deadline it leaves the rest to the next wait. Returns what the ledger said last."""
         for _ in range(MOST_LOSSES):
             answer = self._write_once(sources, deadline)
-            if answer == "ok":
-                answer = patiently(lambda: self._ledger.seal(self.job), deadline)
             if answer != "unknown":
                 return answer
             self._begin_again(deadline)
@@ -180,20 +194,42 @@ class Request:
     def _write_once(self, sources: list[str | AnySource], deadline: Deadline) -> str:
         numbers = {"": 0, "p": 0}
         digest = hashlib.sha256()
+        batches = self._batches(sources)
+        batch = next(batches, _Batch("", 0, [], {}))  # of a list that is empty there is nothing but the seal
+        while True:
+            for unit in batch.units:
+                digest.update(unit.spec)
+            following = next(batches, None)
+            answer = self._write_batch(batch, numbers[batch.kind], following is None, deadline)
+            if answer != "ok":  # cancelled meanwhile, or the ledger was wiped
+                return answer
+            numbers[batch.kind] += len(batch.units)
+            self._ring(batch.due)
+            if following is None:
+                self._digest = digest.hexdigest()
+                return "ok"
+            if deadline.over:
+                return "late"
+            batch = following
+
+    def _write_batch(self, batch: _Batch, start: int, is_last: bool, deadline: Deadline) -> str:
+        """The first one makes the job, if that is still to be done; the last one seals it."""
+        if not self._begun:
+            self._begun = True
+            begun = self._ledger.begin(self.options, self.job, batch.kind, batch.upto, batch.units, whole=is_last)
+            self._known(begun)
+            return begun.answer
+        answer = patiently(lambda: self._ledger.add(self.job, batch.kind, start, batch.upto, batch.units), deadline)
+        if answer == "ok" and is_last:
+            state = patiently(lambda: self._ledger.seal(self.job), deadline)
+            return state if state in {"unknown", "given up"} else "ok"
+        return answer
+
+    def _batches(self, sources: Sequence[str | AnySource]) -> Iterator[_Batch]:
         for kind, run in itertools.groupby(self._units(sources), key=lambda pair: "p" if pair[0].source else ""):
             for batch in batched(run, weigh=lambda pair: len(pair[0].files)):
-                for _, (new, _) in batch:
-                    digest.update(new.spec)
-                start, upto, news = numbers[kind], batch[-1][0].index, [new for _, (new, _) in batch]
-                answer = patiently(lambda: self._ledger.add(self.job, kind, start, upto, news), deadline)  # noqa: B023
-                if answer != "ok":  # cancelled meanwhile, or the ledger was wiped
-                    return answer
-                numbers[kind] += len(news)
-                self._ring(Counter(queue for _, (_, queue) in batch))
-                if deadline.over:
-                    return "late"
-        self._digest = digest.hexdigest()
-        return "ok"
+                due = Counter(queue for _, (_, queue) in batch)
+                yield _Batch(kind, batch[-1][0].index, [new for _, (new, _) in batch], due)
 
     def _ring(self, due: Mapping[str, int]) -> None:
         """Twice for each process that there is, who then go on by themselves. A broker that hangs is waited for

@@ -1,5 +1,5 @@
 -- Shared by every script: names of keys, and the records of units. After it come, in this order, `due` (the order of work), `space`,
--- `units` (the few transitions that all others are made of) and `pictures`; see redis.py.
+-- `units` (the few transitions that all others are made of), `pictures` and `submit`; see redis.py.
 -- A unit is "<job>.<n>" (a shard) or "<job>.p<n>" (a piece of planning). Its record is JSON in the hash job:<id>:shard:
 --   s state   q queue   i source of its first file   p part of it   c files listed   o origin   f fence of the last lease
 --   w worker  at attempts  dl worker deaths  nb due at (ms)  er last reason  fd files done  ff files failed  by bytes done

@@ -3,167 +3,52 @@
 from __future__ import annotations
 
 import json
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from ingest.errors import UnknownJob
-from ingest.ledger.redis import text
+from ingest.ledger.records import Begun, Created, Following, NewUnit, UnitRecord, WorkerInfo, new_id
+from ingest.ledger.redis import clock_of, text
 from ingest.ledger.space import SpaceLedger
-from ingest.model import TERMINAL_JOB, FileSpec, JobOptions, origin_of
-from ingest.queues import FETCH_QUEUE, node_queue, queues_of
-from ingest.record import pack_json, unpack, unpack_json
-from ingest.sources import AnySource, source_from_json, source_to_json
+from ingest.model import TERMINAL_JOB, FileSpec, JobOptions
+from ingest.queues import queues_of
+from ingest.record import unpack, unpack_json
+from ingest.sources import source_from_json
 
-#: Units in one add call: a few hundred keep a script under some milliseconds.
-BATCH = 400
-#: Files in the units of one call: their specs are in memory all at once, and what they pack to is one message to Redis.
-BATCH_WEIGHT = 100_000
-
-
-class NewUnit(NamedTuple):
-    """A shard or a piece of planning on its way into the ledger: its packed spec, and the facts that its record
-    keeps."""
-
-    spec: bytes
-    facts: str
-
-    @classmethod
-    def shard(cls, specs: Sequence[FileSpec], queue: str) -> NewUnit:
-        return cls.listed([spec.to_json() for spec in specs], queue)
-
-    @classmethod
-    def listed(cls, files: Sequence[Mapping[str, Any]], queue: str) -> NewUnit:
-        """A shard of files as they travel (:meth:`FileSpec.to_json`)."""
-        first = files[0]
-        facts = {"i": first["source"], "p": first["part"], "c": len(files), "o": origin_of(first["uri"]), "q": queue}
-        return cls(pack_json(files), json.dumps(facts, separators=(",", ":")))
-
-    @classmethod
-    def plan(cls, source: AnySource, index: int, queue: str) -> NewUnit:
-        facts = {"i": index, "p": 0, "c": 0, "o": origin_of(source.uri), "q": queue}
-        return cls(pack_json(source_to_json(source)), json.dumps(facts, separators=(",", ":")))
-
-
-@dataclass(frozen=True)
-class UnitRecord:
-    """What the ledger keeps of a unit: see ``common.lua``. ``gone``: it was done, and is fetched again since files of
-    it are gone; ``claimed_ms``: when it was leased last; ``need``: how far ahead of a reader it is, if one needs it."""
-
-    unit: str
-    state: str
-    queue: str
-    source: int
-    part: int
-    files: int
-    origin: str
-    attempts: int
-    deaths: int
-    worker: str
-    due_ms: int
-    reason: str
-    failed: int
-    again: int = 0
-    reclaimed: bool = False
-    gone: bool = False
-    claimed_ms: int = 0
-    need: int | None = None
-
-    @property
-    def number(self) -> str:
-        """``"7"`` for a shard, ``"p0"`` for a piece of planning."""
-        return self.unit.rpartition(".")[2]
-
-    @property
-    def is_plan(self) -> bool:
-        return self.number.startswith("p")
-
-    @classmethod
-    def parse(cls, unit: str, data: bytes | str) -> UnitRecord:
-        r = json.loads(data)
-        return cls(
-            unit, r["s"], r["q"], int(r["i"]), int(r["p"]), int(r["c"]), r.get("o", ""),
-            int(r.get("at", 0)), int(r.get("dl", 0)), r.get("w") or "",
-            int(r.get("nb") or 0), r.get("er") or "", int(r.get("ff") or 0), int(r.get("an") or 0),
-            bool(r.get("re")), bool(r.get("gn")), int((r.get("f") or "0").partition(".")[0]) * 1000, r.get("nd"),
-        )  # fmt: skip
-
-
-class Following(NamedTuple):
-    """One look at a job's events: those after a certain one; ``made``, which differs once the job was lost and put
-    back ("" while it is not there); whether its submission is complete; and whether that certain one is still there."""
-
-    rows: list[tuple[str, dict[str, str]]]
-    made: str
-    sealed: bool
-    goes_on: bool
-
-
-@dataclass(frozen=True)
-class WorkerInfo:
-    """What a live worker says of itself, from its last heartbeat.
-
-    ``able_s``: seconds since a message in its queue was answered, or its work went on while no process was free; None
-    where none was yet. ``unable``, ``unfit``: why it cannot work though it is alive, and why its store cannot be
-    worked in; "" where it can. ``skew_s``: by how much its clock is ahead of Redis's. ``queues``: those that it
-    consumes.
-    """
-
-    id: str
-    node: str
-    store: str
-    slots: int
-    connections: tuple[str, ...]
-    version: str
-    free_bytes: int
-    age_s: float
-    pid: int
-    able_s: float | None = None
-    unable: str = ""
-    unfit: str = ""
-    skew_s: float = 0.0
-    queues: tuple[str, ...] = ()
-
-    @property
-    def trouble(self) -> str:
-        """Why nothing is to be expected of it now, or ""."""
-        return f"unfit: {self.unfit}" if self.unfit else f"not able to work: {self.unable}" if self.unable else ""
-
-
-def fit(workers: Sequence[WorkerInfo]) -> list[str]:
-    """The nodes on which work can be placed: of those that consume the queue of their own, those that can work now; all
-    of them where none can."""
-    own = [worker for worker in workers if node_queue(FETCH_QUEUE, worker.node) in worker.queues]
-    return sorted({worker.node for worker in [w for w in own if not w.trouble] or own})
+#: Events that one look at a job gives at most.
+AT_ONCE = 1000
 
 
 class JobLedger(SpaceLedger):
     """Reads are plain commands, in bulk; writes are scripts."""
 
-    def create(self, options: JobOptions, key: str | None, job: str | None = None) -> tuple[str, bool]:
-        """A new job, or the one that the same key made before: ``(id, made)``."""
-        found, made, _ = self._create(options, key, job or f"j{secrets.token_hex(8)}")
-        return text(found), bool(made)
+    def create(self, options: JobOptions, key: str | None, job: str | None = None) -> Created:
+        """A new job, or the one that the same key made before."""
+        keep_ms, written = int(self.settings.keep_s * 1000), json.dumps(options.to_json())
+        found = self.run("create", job or new_id(), key or "", keep_ms, int(options.reply), written)
+        return Created(text(found[0]), bool(found[1]), bool(found[2]), text(found[3]), int(found[4]))
 
-    def create_again(self, options: JobOptions, key: str | None, job: str) -> bool:
-        """A job that Redis lost, under its id; whether it was not there. Its key is another job's if somebody took it
-        meanwhile."""
-        found, _, new = self._create(options, key, job)
-        if text(found) != job:
-            _, _, new = self._create(options, None, job)
-        return bool(new)
+    def create_again(self, options: JobOptions, key: str | None, job: str) -> Created:
+        """A job that Redis lost, under its id. Its key is another job's if somebody took it meanwhile."""
+        found = self.create(options, key, job)
+        return found if found.job == job else self.create(options, None, job)
 
-    def _create(self, options: JobOptions, key: str | None, job: str) -> Any:
-        keep_ms = int(self.settings.keep_s * 1000)
-        return self.run("create", job, key or "", keep_ms, int(options.reply), json.dumps(options.to_json()))
+    def begin(
+        self, options: JobOptions, job: str, kind: str, upto: int, units: Sequence[NewUnit], *, whole: bool
+    ) -> Begun:
+        """:meth:`create` without a key, :meth:`add` of the first units and, where these are the ``whole``,
+        :meth:`seal`: all of it or nothing."""
+        keep_ms, written = int(self.settings.keep_s * 1000), json.dumps(options.to_json())
+        args = [value for unit in units for value in unit]
+        found = self.run("begin", job, keep_ms, int(options.reply), written, int(whole), kind, upto, *args)
+        return Begun(text(found[0]), text(found[1]), int(found[2]))
 
     def add(self, job: str, kind: str, start: int, upto: int, units: Sequence[NewUnit]) -> str:
         """Shards (kind ``""``) or pieces of planning (``"p"``), the first of which is the submitter's ``start``th of
         its kind: what was added before is not added again. ``ok``, ``cancelled``, ``unknown``, or ``given up``: too
         late."""
         args = [value for unit in units for value in unit]
-        return text(self.run("add", job, kind, start, upto, "", "", "", *args))
+        return text(self.run("add", job, kind, start, upto, *args))
 
     def seal(self, job: str, error: str = "") -> str:
         return text(self.run("seal", job, error))
@@ -179,6 +64,11 @@ class JobLedger(SpaceLedger):
         if not found:
             raise UnknownJob(job)
         return {text(k): text(v) for k, v in found.items()}
+
+    def state(self, job: str) -> str:
+        """The job's state; "" for one that is not there."""
+        with self.translated():
+            return text(self.redis.hget(self.key("job", job), "state"))
 
     def job_of(self, key: str) -> str | None:
         """The job that was made with that key, if it is there."""
@@ -235,6 +125,15 @@ class JobLedger(SpaceLedger):
         with self.translated():
             return list(self.redis.hmget(self.key("job", job, "done"), list(numbers)))
 
+    def results_of_one(self, job: str, numbers: Sequence[str]) -> tuple[list[bytes | None], str]:
+        """:meth:`results`, and of which making of the job they are ("": it is not there)."""
+        with self.translated():
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.hmget(self.key("job", job, "done"), list(numbers))
+            pipe.hget(self.key("job", job), "made")
+            found, made = pipe.execute()
+        return list(found), text(made)
+
     def events(self, job: str, after: str, block_ms: int, count: int = 1000) -> list[tuple[str, dict[str, str]]]:
         """What happened to a job after that event id; waits up to ``block_ms`` for something to happen (0: does not
         wait).
@@ -256,12 +155,13 @@ class JobLedger(SpaceLedger):
         """:meth:`events`, and in the same answer whether it is still the same job. ``block_ms`` as there."""
         with self.translated():
             pipe = self.redis.pipeline(transaction=False)
-            pipe.xread({self.key("job", job, "events"): after}, count=1000, block=min(block_ms, 1000) or None)
+            pipe.xread({self.key("job", job, "events"): after}, count=AT_ONCE, block=min(block_ms, 1000) or None)
             pipe.hmget(self.key("job", job), "made", "sealed")
             pipe.xrange(self.key("job", job, "events"), after, after)
             read, (made, sealed), there = pipe.execute()
         rows = [(text(i), {text(k): text(v) for k, v in f.items()}) for _, found in read or [] for i, f in found]
-        return Following(rows, text(made), sealed == b"1", bool(there) or after == "0-0")
+        goes_on = bool(there) or after == "0-0"
+        return Following(rows, text(made), sealed == b"1", goes_on, len(rows) < AT_ONCE)
 
     def was_lost(self, job: str, epoch: str, created_ms: int) -> bool:
         """Of a job that is not there: whether Redis lost it, rather than that it expired or was forgotten."""
@@ -304,9 +204,12 @@ class JobLedger(SpaceLedger):
 
     def workers(self) -> list[WorkerInfo]:
         """The workers that are alive: heard within the lease that they have."""
-        now, ahead = self.clock()
         with self.translated():
-            names = self.redis.zrange(self.key("workers"), 0, -1, withscores=True)
+            pipe = self.redis.pipeline(transaction=False)
+            self.ask_clock(pipe)
+            pipe.zrange(self.key("workers"), 0, -1, withscores=True)
+            *said, names = pipe.execute()
+            now, ahead = clock_of(*said)
             keys = [self.key(kind, text(n)) for kind in ("worker", "able") for n, _ in names]
             found = self.redis.mget(keys) if keys else []
         out = []
@@ -338,29 +241,7 @@ class JobLedger(SpaceLedger):
             return int(self.redis.zcard(self.key("due", queue)))
 
 
-def numbers_of(meta: Mapping[str, str]) -> list[str]:
-    """All units that a job has by its hash: pieces of planning, then shards."""
-    return [f"p{n}" for n in range(int(meta["plan_next"]))] + [str(n) for n in range(int(meta["next"]))]
-
-
 def _specs(number: str, packed: bytes) -> list[FileSpec]:
     if number.startswith("p"):
         return [FileSpec(0, 0, source_from_json(unpack_json(packed)).uri)]
     return unpack(FileSpec, packed)
-
-
-T = TypeVar("T")
-
-
-def batched(items: Iterable[T], size: int = BATCH, weigh: Callable[[T], int] = lambda item: 0) -> Iterator[list[T]]:
-    """Lists of up to ``size`` items; of fewer, once they weigh ``BATCH_WEIGHT`` together."""
-    batch: list[T] = []
-    weight = 0
-    for item in items:
-        batch.append(item)
-        weight += weigh(item)
-        if len(batch) == size or weight >= BATCH_WEIGHT:
-            yield batch
-            batch, weight = [], 0
-    if batch:
-        yield batch

@@ -31,7 +31,7 @@ REFUSALS = (
 
 
 #: What every script begins with, in this order: each builds on those before it.
-SHARED = ("common", "due", "space", "units", "pictures")
+SHARED = ("common", "due", "space", "units", "pictures", "submit")
 
 
 @cache
@@ -102,11 +102,13 @@ class Ledger:
         """The only time that the ledger goes by; ``common.lua`` keeps it."""
         with self.translated():
             pipe = self.redis.pipeline(transaction=False)
-            pipe.time()
-            pipe.get(self.key("clock"))
-            (seconds, micros), kept = pipe.execute()
-        last, ahead = map(int, (kept or b"0 0").split())
-        return Clock(max(last, int(seconds) * 1000 + int(micros) // 1000 + ahead), ahead)
+            self.ask_clock(pipe)
+            return clock_of(*pipe.execute())
+
+    def ask_clock(self, pipe: Any) -> None:
+        """The clock as two commands among others; :func:`clock_of` reads what they give."""
+        pipe.time()
+        pipe.get(self.key("clock"))
 
     def now_ms(self) -> int:
         return self.clock().now_ms
@@ -120,6 +122,12 @@ class Ledger:
 
     def close(self) -> None:
         self.redis.close()
+
+
+def clock_of(time: tuple[int, int], kept: bytes | None) -> Clock:
+    """See :meth:`Ledger.ask_clock`."""
+    last, ahead = map(int, (kept or b"0 0").split())
+    return Clock(max(last, int(time[0]) * 1000 + int(time[1]) // 1000 + ahead), ahead)
 
 
 _WORDS = {

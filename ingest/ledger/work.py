@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from ingest.ledger.jobs import NewUnit, UnitRecord
 from ingest.ledger.pictures import PictureLedger
+from ingest.ledger.records import NewUnit, UnitRecord
 from ingest.ledger.redis import text
 from ingest.model import Failure, FileRecord, FileSpec, JobOptions
 from ingest.record import pack_json, unpack, unpack_json
@@ -144,7 +144,7 @@ class WorkLedger(PictureLedger):
         """Shards found while planning. ``cursor`` names the batch: the same one is added once. ``ok``, ``cancelled``,
         ``lost``, or ``ahead``: added, and more than ``most`` units of the job are open; rest until half are."""
         args = [value for unit in units for value in unit]
-        return text(self.run("add", claim.job, "", 0, most, claim.unit, claim.fence, cursor, *args))
+        return text(self.run("planned", claim.job, claim.unit, claim.fence, cursor, most, *args))
 
     def origin(self, name: str, failures: int, reason: str = "") -> None:
         """What a claim learned of an origin: that it answered (0), or did not, so often and never in between."""

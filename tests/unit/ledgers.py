@@ -41,7 +41,7 @@ def plan(index: int = 0) -> NewUnit:
 def submit(
     ledger: WorkLedger, count: int, *, seal: bool = True, queue: str = QUEUE, options: JobOptions = OPTIONS
 ) -> str:
-    job, _ = ledger.create(options, None)
+    job = ledger.create(options, None).job
     for start in range(0, count, 400):
         assert ledger.add(job, "", start, 0, shards(start, min(count, start + 400), queue=queue)) == "ok"
     if seal:

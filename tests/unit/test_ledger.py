@@ -34,15 +34,17 @@ def commit(ledger: WorkLedger, work: Claim, end: str = "done") -> bool:
 
 class TestSubmitting:
     def test_the_same_key_gives_the_same_job(self, ledger: WorkLedger) -> None:
-        first, made = ledger.create(JobOptions(name="a"), "key")
-        assert made and ledger.create(JobOptions(name="b"), "key") == (first, True)
-        assert ledger.create(JobOptions(), "other")[0] != first and ledger.create(JobOptions(), None)[0] != first
+        made = ledger.create(JobOptions(name="a"), "key")
+        first = made.job
+        assert made.is_new and made.epoch and ledger.now_ms() - made.created < 60_000
+        assert ledger.create(JobOptions(name="b"), "key") == made._replace(is_new=False) and made.is_open
+        assert ledger.create(JobOptions(), "other").job != first and ledger.create(JobOptions(), None).job != first
         ledger.seal(first)
-        assert ledger.create(JobOptions(), "key") == (first, False)
+        assert ledger.create(JobOptions(), "key")[:3] == (first, False, False)
 
     def test_a_repeated_call_whose_answer_was_lost_says_the_same(self, ledger: WorkLedger) -> None:
-        assert ledger.create(JobOptions(), None, "j1") == ("j1", True)
-        assert ledger.create(JobOptions(), None, "j1") == ("j1", True)
+        assert ledger.create(JobOptions(), None, "j1")[:3] == ("j1", True, True)
+        assert ledger.create(JobOptions(), None, "j1")[:3] == ("j1", True, False)
         batch = shards(0, 3)
         for _ in range(2):
             assert ledger.add("j1", "", 0, 0, batch) == "ok"
@@ -51,6 +53,18 @@ class TestSubmitting:
             assert ledger.seal("j1") == "running"
         meta = ledger.meta("j1")
         assert (meta["next"], meta["files"], meta["open"], meta["c:due"]) == ("5", "5", "5", "5")
+        check(ledger, "j1")
+
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_a_job_begins_with_its_first_units(self, ledger: WorkLedger, whole: bool) -> None:
+        begun = ledger.begin(JobOptions(), "j1", "", 0, shards(0, 2), whole=whole)
+        assert begun == ("ok", *ledger.create(JobOptions(), None, "j1")[3:])
+        assert claim(ledger).unit == "j1.0"
+        assert ledger.begin(JobOptions(), "j1", "", 0, shards(0, 2), whole=whole) == begun, "its answer was lost"
+        meta = ledger.meta("j1")
+        assert (meta["next"], meta["state"]) == ("2", "running" if whole else "planning")
+        tick = ledger.tick(0, -1)
+        assert tick and tick.abandoned == ([] if whole else ["j1"])
         check(ledger, "j1")
 
     def test_an_unknown_job(self, ledger: WorkLedger) -> None:
@@ -88,17 +102,17 @@ class TestSubmitting:
         assert ledger.meta(sealed)["state"] == "done" and "error" not in ledger.meta(sealed)
 
     def test_a_submission_that_was_given_up_begins_anew_under_its_key(self, ledger: WorkLedger) -> None:
-        left, _ = ledger.create(JobOptions(), "key")
+        left = ledger.create(JobOptions(), "key").job
         ledger.add(left, "", 0, 0, shards(0, 2))
         ledger.seal(left, "its submission was interrupted")
         # Its submitter was only stopped, and goes on.
         assert ledger.add(left, "", 2, 0, shards(2, 4)) == "given up" and ledger.seal(left) == "given up"
         assert len([*ledger.all_units(left)]) == 2
-        job, made = ledger.create(JobOptions(), "key")
+        job, made, *_ = ledger.create(JobOptions(), "key")
         assert made and job != left and ledger.job_of("key") == job
-        assert ledger.create(JobOptions(), "key") == (job, True), "it is open, and taken up by whoever asks"
+        assert ledger.create(JobOptions(), "key")[:2] == (job, True), "it is open, and taken up by whoever asks"
         assert ledger.add(job, "", 0, 0, shards(0, 4)) == "ok" and ledger.seal(job) == "running"
-        assert ledger.create(JobOptions(), "key") == (job, False)
+        assert ledger.create(JobOptions(), "key")[:2] == (job, False)
         for n in range(6):
             assert commit(ledger, claim(ledger, pid=f"{n}:1"))
         assert [ledger.meta(each)["state"] for each in (left, job)] == ["failed", "done"]
@@ -106,16 +120,16 @@ class TestSubmitting:
         assert ledger.job_of("key") == job
 
     def test_a_key_whose_job_was_cancelled_half_submitted_begins_anew(self, ledger: WorkLedger) -> None:
-        left, _ = ledger.create(JobOptions(), "key")
+        left = ledger.create(JobOptions(), "key").job
         ledger.add(left, "", 0, 0, shards(0, 1))
         ledger.sweep("cancel", left)
         assert ledger.add(left, "", 1, 0, shards(1, 2)) == "cancelled" and ledger.seal(left) == "cancelled"
         ledger.sweep("retry", left)
         assert ledger.add(left, "", 1, 0, shards(1, 2)) == "cancelled", "what there is of it is tried again, no more"
-        assert ledger.create(JobOptions(), "key")[0] != left
+        assert ledger.create(JobOptions(), "key").job != left
 
     def test_names_that_are_not_ascii_come_through(self, ledger: WorkLedger) -> None:
-        job, _ = ledger.create(JobOptions(name="größe 数据"), "ключ")
+        job = ledger.create(JobOptions(name="größe 数据"), "ключ").job
         specs = [FileSpec(0, 0, "file:///tmp/\udcff 数"), FileSpec(0, 1, "s3://bücket/😀")]
         ledger.add(job, "", 0, 0, [NewUnit.shard(specs, QUEUE), NewUnit.shard(specs[1:], QUEUE)])
         work = claim(ledger)

@@ -140,7 +140,7 @@ class TestEnding:
         assert ledger.redis.zcard(ledger.key("outbox")) == 0 and not ledger.wants_reply(job)
 
     def test_forgetting_leaves_nothing(self, ledger: WorkLedger) -> None:
-        job, _ = ledger.create(JobOptions(), "key")
+        job = ledger.create(JobOptions(), "key").job
         ledger.add(job, "p", 0, 0, [plan()])
         ledger.seal(job)
         work = claim(ledger, queues=(PLANS,))
@@ -175,7 +175,7 @@ class TestEnding:
             ]
         }
         assert left <= own | named
-        assert ledger.create(JobOptions(), "key")[0] != job
+        assert ledger.create(JobOptions(), "key").job != job
 
     def test_a_job_that_came_back_to_life_is_not_forgotten(self, ledger: WorkLedger) -> None:
         job = submit(ledger, 1)

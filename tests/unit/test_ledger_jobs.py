@@ -156,7 +156,7 @@ class TestRetry:
         check(ledger, job)
 
     def test_while_the_job_is_still_planned(self, ledger: WorkLedger) -> None:
-        job, _ = ledger.create(JobOptions(), None)
+        job = ledger.create(JobOptions(), None).job
         ledger.add(job, "", 0, 0, shards(0, 1))
         ledger.add(job, "p", 0, 1, [plan(1)])
         ledger.seal(job)
@@ -170,7 +170,7 @@ class TestRetry:
 
 class TestPlanning:
     def test_shards_come_while_it_is_planned(self, ledger: WorkLedger) -> None:
-        job, _ = ledger.create(JobOptions(), None)
+        job = ledger.create(JobOptions(), None).job
         ledger.add(job, "p", 0, 0, [plan()])
         ledger.seal(job)
         work = claim(ledger, queues=(PLANS,))
@@ -190,7 +190,7 @@ class TestPlanning:
         check(ledger, job)
 
     def test_another_goes_on_where_a_dead_planner_was(self, ledger: WorkLedger) -> None:
-        job, _ = ledger.create(JobOptions(), None)
+        job = ledger.create(JobOptions(), None).job
         ledger.add(job, "p", 0, 0, [plan()])
         ledger.seal(job)
         first = claim(ledger, queues=(PLANS,))
@@ -204,7 +204,7 @@ class TestPlanning:
         check(ledger, job)
 
     def test_a_source_that_cannot_be_planned_fails_the_job(self, ledger: WorkLedger) -> None:
-        job, _ = ledger.create(JobOptions(), None)
+        job = ledger.create(JobOptions(), None).job
         ledger.add(job, "p", 0, 0, [plan()])
         ledger.seal(job)
         work = claim(ledger, queues=(PLANS,))
@@ -216,7 +216,7 @@ class TestPlanning:
         check(ledger, job)
 
     def test_a_planner_of_a_cancelled_job_is_told(self, ledger: WorkLedger) -> None:
-        job, _ = ledger.create(JobOptions(), None)
+        job = ledger.create(JobOptions(), None).job
         ledger.add(job, "p", 0, 0, [plan()])
         ledger.seal(job)
         work = claim(ledger, queues=(PLANS,))

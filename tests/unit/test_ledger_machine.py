@@ -63,7 +63,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         """Two jobs with work, so that no example is spent on getting to some."""
         for queue in QUEUES:
-            job, _ = self.ledger.create(JobOptions(), None, self._name())
+            job = self.ledger.create(JobOptions(), None, self._name()).job
             self.ledger.add(job, "", 0, 0, shards(0, 2, queue=queue))
             self.ledger.seal(job)
             self.jobs.append(job)
@@ -361,7 +361,7 @@ def test_everything_ends_if_somebody_works(url: str) -> None:
     machine = type("Machine", (LedgerMachine,), {"url": url})()
     ledger = machine.ledger
     for key in ("a", "b", ""):
-        job, _ = ledger.create(JobOptions(), key or None)
+        job = ledger.create(JobOptions(), key or None).job
         ledger.add(job, "", 0, 0, shards(0, 6, queue=QUEUES[len(key)]))
         ledger.add(job, "p", 0, 0, [plan()])
         ledger.seal(job)

@@ -31,7 +31,7 @@ def ledger(redis_url: str) -> Iterator[WorkLedger]:
 
 
 def elsewhere(ledger: WorkLedger) -> str:
-    job, _ = ledger.create(OPTIONS, None)
+    job = ledger.create(OPTIONS, None).job
     ledger.add(job, "", 0, 0, [NewUnit.shard([FileSpec(0, 0, "https://other/0")], QUEUE)])
     ledger.seal(job)
     return job

@@ -48,7 +48,7 @@ class World:
         return f"file://{self.root}/{name}"
 
     def submit(self, *sources: AnySource, options: JobOptions | None = None) -> str:
-        job, _ = self.ledger.create(options or JobOptions(shard_files=1, fresh_s=0), None)
+        job = self.ledger.create(options or JobOptions(shard_files=1, fresh_s=0), None).job
         units = [NewUnit.plan(source, index, PLANS) for index, source in enumerate(sources)]
         self.ledger.add(job, "p", 0, 0, units)
         self.ledger.seal(job)

@@ -53,7 +53,7 @@ def planner(ledger: WorkLedger, pid: str = "p:1") -> Claim:
 
 def mixed_job(ledger: WorkLedger) -> str:
     """Sources 0 and 3 are literal, 1 and 2 are planned; the submission is complete."""
-    job, _ = ledger.create(JobOptions(), None)
+    job = ledger.create(JobOptions(), None).job
     ledger.add(job, "", 0, 0, shards(0, 2))
     ledger.add(job, "p", 0, 2, [plan(1), plan(2)])
     ledger.add(job, "", 2, 3, shards(0, 2, source=3))
@@ -187,7 +187,7 @@ class TestEnds:
             assert drain(each).ends[0].state == "done" and each.state == "done" and len(each.order) == 1
 
     def test_a_source_that_could_not_be_planned(self, ledger: WorkLedger, read: Open) -> None:
-        job, _ = ledger.create(JobOptions(), None)
+        job = ledger.create(JobOptions(), None).job
         ledger.add(job, "p", 0, 0, [plan()])
         ledger.seal(job)
         work = planner(ledger)

@@ -14,7 +14,6 @@ import pytest
 
 from ingest.app import app_for
 from ingest.doorbell import waiting
-from ingest.errors import IngestError
 from ingest.ledger import WorkLedger
 from ingest.model import JobOptions
 from ingest.sections import StoreLimits
@@ -133,25 +132,10 @@ def test_a_result_backend_that_hangs_holds_up_one_result(settings: Settings, tmp
 
 
 @pytest.mark.filterwarnings("ignore:Call to deprecated setex")
-def test_a_download_whose_worker_died_before_it_wrote_any_of_it_is_answered(
-    settings: Settings, ledger: WorkLedger
-) -> None:
-    app = app_for(settings)
-    job, _ = ledger.create(JobOptions(reply=True), None)
-    ledger.tick(0, 900)
-    ledger.redis.zadd(ledger.key("unsealed"), {job: 1})
-    reconciler(settings, ledger).step()
-    ledger.redis.zadd(ledger.key("outbox"), {job: 1})
-    report.Outbox(app, ledger, Store.open(settings.store)).step()
-    with pytest.raises(IngestError, match="was interrupted"):
-        app.AsyncResult(job).get(timeout=5)
-
-
-@pytest.mark.filterwarnings("ignore:Call to deprecated setex")
 def test_a_result_that_the_disk_refuses_holds_up_no_other(settings: Settings, ledger: WorkLedger) -> None:
     """That of a whole job of many files is a manifest; and of those that are tried again together, it is the first."""
     app, store = app_for(settings), Store.open(settings.store)
-    whole, _ = ledger.create(JobOptions(reply=True), None, "a")
+    whole = ledger.create(JobOptions(reply=True), None, "a").job
     ledger.add(whole, "", 0, 0, shards(0, 1))
     ledger.seal(whole)
     ledger.commit(claim(ledger), "done", done(report.MOST_PATHS + 1), ())

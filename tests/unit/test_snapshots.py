@@ -36,7 +36,7 @@ KEEPER = ("w1", "n1", 12.0)
 
 def begun(ledger: WorkLedger, wish: Wish = WISH, *, source: int = 2) -> Claim:
     """The claim of a planner that has wished for a picture."""
-    job, _ = ledger.create(JobOptions(), None)
+    job = ledger.create(JobOptions(), None).job
     assert ledger.add(job, "p", 0, 0, [NewUnit.plan(SQL, source, PLANS)]) == "ok"
     ledger.seal(job)
     planner = claim(ledger, pid="plan:1", queues=(PLANS,))
@@ -356,7 +356,7 @@ class TestCursors:
 
 
 def test_shards_of_other_sources_have_no_picture(ledger: WorkLedger) -> None:
-    job, _ = ledger.create(JobOptions(), None)
+    job = ledger.create(JobOptions(), None).job
     ledger.add(job, "", 0, 0, shards(0, 1))
     work = claim(ledger)
     assert ledger.look(work) == "lost" and state(ledger, work.unit) == "leased"

@@ -41,7 +41,7 @@ class PictureMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.job, _ = self.ledger.create(JobOptions(), None)
+        self.job = self.ledger.create(JobOptions(), None).job
         self.ledger.add(self.job, "p", 0, 0, [NewUnit.plan(SQL, 0, PLANS)])
         self.ledger.seal(self.job)
         self.name = f"{self.job}.0"
