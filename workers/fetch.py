@@ -30,6 +30,7 @@ from ingest.model import FileRecord, FileSpec
 from workers import again
 from workers import node as here
 from workers.control import Control
+from workers.events import Events
 from workers.fetchers.base import Interrupted
 from workers.logs import log
 from workers.node import Node
@@ -37,7 +38,7 @@ from workers.origins import NotAsked, Origins
 from workers.outcome import Outcome, failure_of
 from workers.pack import pack_shard
 from workers.parallel import each
-from workers.report import Events, manifest, report
+from workers.report import manifest, report
 from workers.retry import UNFIT_DELAY_S, delay_s, is_final
 from workers.snapshots.increments import increment_of
 from workers.snapshots.reading import Moments
@@ -53,8 +54,7 @@ def fetch_shard(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostn
     begun = time.monotonic()
     limits = node.settings.limits
     control = Control(ledger, claim, slice_s=limits.soft_s, every_s=limits.progress_s, stopping=here.stopping)
-    events = Events(app, hostname)
-    events.started(claim)
+    events = Events(app, hostname, claim)
     origins = Origins(claim)
     space = Space(node, ledger, claim, control)
     transfer = Transfer(node, claim.options, control, origins, space)
@@ -95,7 +95,7 @@ def fetch_shard(app: Celery, node: Node, ledger: WorkLedger, claim: Claim, hostn
         report(app, ledger, node.store, claim.unit)
         if claim.options.reply and ledger.wants_reply(claim.job):
             report(app, ledger, node.store, claim.job)
-    events.ended(claim, state, summary, seconds)
+    events.ended(state, summary, seconds)
     return settled
 
 

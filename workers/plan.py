@@ -23,13 +23,13 @@ from ingest.sources import AnySource, source_from_json
 from workers import node as here
 from workers.control import Control
 from workers.descriptors import own_fault
+from workers.events import Events
 from workers.fetch import FLIGHT_WAIT_S
 from workers.fetchers.base import Interrupted
 from workers.listing import Listing
 from workers.logs import log
 from workers.node import Node
 from workers.outcome import failure_of
-from workers.report import Events
 from workers.retry import delay_s, is_final
 
 #: Shards in one step of planning: what is added, and rung for, at once.
@@ -167,8 +167,7 @@ def control_of(node: Node, ledger: WorkLedger, claim: Claim) -> Control:
 def go(planning: Planning, hostname: str | None) -> Settled:
     """One go at it, from its beginning to where it is settled."""
     begun, claim = time.monotonic(), planning.claim
-    events = Events(planning.app, hostname)
-    events.started(claim)
+    events = Events(planning.app, hostname, claim)
     try:
         planning.add_all()
         state, summary, settled = planning.over()
@@ -184,5 +183,5 @@ def go(planning: Planning, hostname: str | None) -> Settled:
     facts |= {"origin": claim.record.origin, "files": planning.added, "seconds": round(seconds, 4), "reason": summary}
     level = logging.INFO if state == "done" or planning.ahead or planning.awaits else logging.WARNING
     log.log(level, f"plan.{state}", extra=facts)
-    events.ended(claim, state, summary, seconds)
+    events.ended(state, summary, seconds)
     return settled

@@ -1,4 +1,4 @@
-"""What is said of a unit to those who know only Celery: its result under its own task id, and its events for Flower."""
+"""What is said of a unit to those who know only Celery: its result under its own task id, now or later."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from celery import Celery, states
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from ingest.errors import IngestError, LedgerUnavailable, UnknownJob
-from ingest.ledger import Claim, Result, WorkLedger, numbers_of
+from ingest.errors import IngestError, UnknownJob
+from ingest.ledger import Result, WorkLedger, numbers_of
 from ingest.model import TERMINAL_SHARD, FileRecord
-from ingest.queues import FETCH_TASK, PLAN_TASK
 from ingest.record import VERSION
 from ingest.store import Store
 from ingest.store.disk import is_disk
@@ -121,42 +120,3 @@ class Outbox:
             for member in members:
                 if not try_to_report(self._app, self._ledger, self._store, member) or time.monotonic() > end:
                     return
-
-
-class Events:
-    """Task events for a unit, as if it were a Celery task of its own: Flower shows job, shard and origin in
-    ``args``."""
-
-    def __init__(self, app: Celery, hostname: str | None) -> None:
-        self._app, self._hostname = app, hostname
-
-    def _send(self, *events: tuple[str, dict[str, Any]]) -> None:
-        """All of them as one message: what publishing costs is by the message."""
-        try:
-            with self._app.amqp.producer_pool.acquire(block=True) as producer:
-                dispatcher = self._app.events.Dispatcher(
-                    producer.connection, hostname=self._hostname, channel=producer.channel,
-                    buffer_group={"task"}, buffer_while_offline=False,
-                )  # fmt: skip
-                for kind, fields in events:
-                    dispatcher.send(kind, **fields)
-                dispatcher.flush()
-        except (OperationalError, LedgerUnavailable, RedisError, OSError) as error:
-            log.debug("events.lost", extra={"reason": str(error)})
-
-    def started(self, claim: Claim) -> None:
-        args = f"job={claim.job} shard={claim.number} origin={claim.record.origin} files={claim.record.files}"
-        name = PLAN_TASK if claim.is_plan else FETCH_TASK
-        fields = {"uuid": claim.unit, "name": name, "args": args, "kwargs": "{}", "retries": claim.record.attempts}
-        self._send(("task-received", fields | {"eta": None, "expires": None}), ("task-started", {"uuid": claim.unit}))
-
-    def ended(self, claim: Claim, state: str, summary: str, seconds: float) -> None:
-        """``state``: done, failed, cancelled, retried or lost."""
-        if state == "done":
-            self._send(("task-succeeded", {"uuid": claim.unit, "result": summary, "runtime": seconds}))
-        elif state == "failed":
-            self._send(("task-failed", {"uuid": claim.unit, "exception": summary, "traceback": None}))
-        elif state == "cancelled":
-            self._send(("task-revoked", {"uuid": claim.unit, "terminated": True, "signum": None, "expired": False}))
-        else:
-            self._send(("task-retried", {"uuid": claim.unit, "exception": summary, "traceback": None}))

@@ -24,19 +24,19 @@ def claimed(data: Path, **facts: str) -> Iterator[None]:
     """
     try:
         data.mkdir(parents=True, exist_ok=True)
-        file = (data / _FILE).open("a+")
+        file = (data / _FILE).open("ab", buffering=0)
     except OSError as error:
-        raise ServiceFailed(
-            "up", f"cannot write to {data}: {error.strerror}; give another directory with --data"
-        ) from error
+        raise _unwritable(data, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ServiceFailed("up", _running(data)) from error
-        file.truncate(0)
-        json.dump({"pid": os.getpid(), **facts}, file)
-        file.flush()
+        try:
+            file.truncate(0)
+            file.write(json.dumps({"pid": os.getpid(), **facts}).encode())
+        except OSError as error:
+            raise _unwritable(data, error) from error
         yield
         file.truncate(0)
 
@@ -51,6 +51,10 @@ def holder(data: Path) -> str | None:
     except OSError:
         return _running(data)
     return None
+
+
+def _unwritable(data: Path, error: OSError) -> ServiceFailed:
+    return ServiceFailed("up", f"cannot write to {data}: {error.strerror}; give another directory with --data")
 
 
 def _running(data: Path) -> str:

@@ -22,7 +22,7 @@ local again = false
 for at = 1, #found[2], 2 do
   local n = found[2][at]
   local unit = job .. '.' .. n
-  local rec = cjson.decode(found[2][at + 1])
+  local rec = load(unit) or {} -- one that is damaged keeps no other from its end
   if verb == 'cancel' and rec.s == 'due' then
     settle(unit, job, n, rec, 'cancelled')
   elseif verb == 'retry' and (rec.s == 'failed' or rec.s == 'quarantined' or rec.s == 'cancelled' or (rec.s == 'done' and (rec.ff or 0) > 0)) then

@@ -163,6 +163,11 @@ class TestClaim:
         with pytest.raises(ServiceFailed, match="--data"), claimed(tmp_path / "file" / "data"):
             pass
 
+    def test_a_disk_that_takes_nothing(self, tmp_path: Path) -> None:
+        (tmp_path / "up.json").symlink_to("/dev/full")
+        with pytest.raises(ServiceFailed, match=f"cannot write to {tmp_path}: .*--data"), claimed(tmp_path):
+            pass
+
 
 SUPERVISED = """
 import sys

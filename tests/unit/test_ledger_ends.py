@@ -191,6 +191,14 @@ class TestEnding:
 class TestDamage:
     """What somebody deleted or wrote into: it concerns its own job, and nobody else's."""
 
+    def test_a_record_that_cannot_be_read_keeps_no_other_from_its_end(self, ledger: WorkLedger) -> None:
+        job = submit(ledger, 3)
+        ledger.redis.hset(ledger.key("job", job, "shard"), "1", "?")
+        ledger.sweep("cancel", job)
+        assert [state(ledger, f"{job}.{n}") for n in (0, 2)] == ["cancelled"] * 2
+        ledger.sweep("retry", job)
+        assert [state(ledger, f"{job}.{n}") for n in (0, 2)] == ["due"] * 2
+
     def test_a_job_whose_hash_is_gone_keeps_nobody_from_working(self, ledger: WorkLedger) -> None:
         lost, other = submit(ledger, 4), submit(ledger, 4)
         ledger.takeoff(claim(ledger, pid="1:1"), ["k"])
