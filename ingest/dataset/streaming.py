@@ -9,6 +9,7 @@ from typing import Any
 import torch.distributed
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from ingest.dataset.orphan import end_with_parent
 from ingest.dataset.stream import Stream, rank_here
 from ingest.dataset.view import View
 from ingest.settings import local_world
@@ -30,7 +31,10 @@ class StreamingDataset(Stream, IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
-        return super().__iter__() if info is None else self._in_worker(info.id, info.num_workers)
+        if info is None:
+            return super().__iter__()
+        end_with_parent()
+        return self._in_worker(info.id, info.num_workers)
 
 
 class MapDataset(View, Dataset[Any]):
@@ -43,4 +47,7 @@ class MapDataset(View, Dataset[Any]):
     @staticmethod
     def worker_here() -> tuple[int, int]:
         info = get_worker_info()
-        return (0, 1) if info is None else (info.id, info.num_workers)
+        if info is None:
+            return 0, 1
+        end_with_parent()
+        return info.id, info.num_workers

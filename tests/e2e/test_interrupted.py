@@ -1,4 +1,5 @@
-"""Trainers that are killed at any moment, with DataLoader workers, and what is left of them: nothing.
+"""Trainers that are killed at any moment, with DataLoader workers or after one of these, and what is left of them:
+nothing.
 
 ``INGEST_INTERRUPTED=10000`` for as many of them (about a third of a second each).
 """
@@ -29,8 +30,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at proces
 RUNS = int(os.environ.get("INGEST_INTERRUPTED", "12"))
 ROOT = Path(__file__).parents[2]
 
-#: Forks a trainer after the other, lets it come to a step of its own, and kills it there. (A worker that is
-#: killed alone may hold the lock of the queue that torch shares among them, and the others wait for that for ever.)
+#: Forks a trainer after the other, lets it come to a step of its own, and kills it there; sometimes one of its workers
+#: first, which may hold a lock that torch shares among them.
 TRAINERS = """
 import os, random, select, signal, sys, time
 from pathlib import Path
@@ -63,6 +64,9 @@ for run in range(runs):
             os.killpg(trainer, signal.SIGKILL)
             sys.exit(f"trainer {run} stood still, or ended by itself, after {step} steps")
     time.sleep(draw.uniform(0, 0.03))
+    if draw.random() < 0.2:
+        for worker in Path(f"/proc/{trainer}/task/{trainer}/children").read_text().split()[:1]:
+            os.kill(int(worker), signal.SIGKILL)
     os.kill(trainer, signal.SIGKILL)
     os.waitpid(trainer, 0)
     os.close(hears)

@@ -195,3 +195,31 @@ def test_torch_is_named_when_it_is_missing_and_not_loaded_before() -> None:
     root = Path(__file__).parents[3]
     said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=30)
     assert "pip install 'ingest[torch]'" in said.stdout, said.stderr
+
+
+#: A worker that waits for a lock that nobody will ever release.
+ORPHAN = """
+import multiprocessing, os, signal
+from ingest.dataset import orphan
+
+orphan.LOOK_S, orphan.GRACE_S = 0.05, 0.1
+lock = multiprocessing.Lock()
+lock.acquire()
+if not os.fork():
+    for _ in range(2):
+        orphan.end_with_parent()
+    print(os.getpid(), flush=True)
+    lock.acquire()
+signal.pause()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_a_worker_that_waits_for_a_lock_ends_with_its_parent() -> None:
+    root = Path(__file__).parents[3]
+    with subprocess.Popen([sys.executable, "-c", ORPHAN], cwd=root, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert len(list(Path(f"/proc/{worker}/task").iterdir())) == 2, "one thread looks, however often it is asked"
+        parent.kill()
+        assert parent.stdout.read() == "", "its end is told when nobody has it any more"
