@@ -125,10 +125,12 @@ def _ledger(rig: Rig, verdict: Verdict) -> None:
         jobs = [job for job, meta in metas.items() if meta["state"] in TERMINAL_JOB and "error" not in meta]
 
         def idle() -> bool:
-            return not any(ledger.redis.zcard(ledger.key(name)) for name in ("leases", "outbox"))
+            # Also what a message has brought that came late, or twice.
+            due = next(ledger.redis.scan_iter(ledger.key("due:*"), count=10_000), None)
+            return due is None and not any(ledger.redis.zcard(ledger.key(name)) for name in ("leases", "outbox"))
 
         try:
-            until(idle, "no lease and no unwritten result is left", 30)
+            until(idle, "nothing due, no lease and no unwritten result is left", 30)
             check(ledger, *jobs)
         except AssertionError as error:
             verdict.other.append(str(error) or repr(traceback.extract_tb(error.__traceback__)[-1]))

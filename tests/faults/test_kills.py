@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults import schedule
 from tests.faults.rig import MANY_LIVES, SHORT_LEASES, Rig
-from tests.servers.node import until
+from tests.servers.node import Worker, until
 
 #: kill -9 of a worker's main process at so many random instants, of a process of its pool or its agent at a third.
 KILLS = int(os.environ.get("INGEST_FAULTS_KILLS", "200"))
@@ -34,6 +34,18 @@ def test_random_signals(rigs: Rigs) -> None:
     rig.load.start()
     kinds = {name: 1 for name in schedule.FAULTS if name.startswith("SIGTERM, SIGQUIT")}
     schedule.run(rig, max(3, KILLS // 10), kinds, mean_s=5)
-    ends = {worker.process.poll(): worker.log.read_text()[-2000:] for worker in rig.service.workers}
-    assert set(ends) <= {None, 0, -signal.SIGKILL, -signal.SIGALRM}, ends  # the last: it hung in its own shutdown
+    ends = {
+        worker.process.poll(): worker.log.read_text()[-2000:] for worker in rig.service.workers if not _is_right(worker)
+    }
+    assert not ends
     until(lambda: len(rig.client().workers()) >= 3, "three workers are there again", 60)
+
+
+def _is_right(worker: Worker) -> bool:
+    """Whether a worker ended as one does that got these signals."""
+    status, said = worker.process.poll(), worker.log.read_text()
+    if status in {-signal.SIGTERM, -signal.SIGQUIT}:
+        return "node.stopped" in said  # the second one came when Python, all done, had given signals their meaning back
+    if status == 1:
+        return "Cold shutdown" in said  # Celery's own status for it
+    return status in {None, 0, -signal.SIGKILL, -signal.SIGALRM}  # the last: it hung in its own shutdown

@@ -129,10 +129,11 @@ def test_shards_that_are_forged_or_unknown(rigs: Rigs) -> None:
         assert ledger.redis.zscore(due, name.encode("utf-8", "surrogateescape")) is None, "it is passed over for good"
         journal.happened("poison: a forged shard", rig.run, time.monotonic() - begun, what=name)
     begun = time.monotonic()
-    app_for(rig.service.settings).send_task(
-        "ingest.download", (rig.load.http("other", 10_000),), task_id=unit, queue="ingest.fetch"
-    )
-    until(lambda: rig.origin.count("/other.bin"), "a message under the id of a shard is a job of its own", 60)
+    with rig.meddler.still():  # a message with a meaning of its own is lost with it
+        app_for(rig.service.settings).send_task(
+            "ingest.download", (rig.load.http("other", 10_000),), task_id=unit, queue="ingest.fetch"
+        )
+        until(lambda: rig.origin.count("/other.bin"), "a message under the id of a shard is a job of its own", 60)
     journal.happened("poison: a forged shard", rig.run, time.monotonic() - begun, what="a task id")
     rig.settle()
     assert rig.record(unit) == before and rig.origin.count("/told.bin") == 1
