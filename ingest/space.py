@@ -14,8 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ingest.ledger import JobLedger, Result
-from ingest.ledger.records import batched
+from ingest.ledger import JobLedger, Result, batched
 from ingest.ledger.space import Dry, Turn
 from ingest.store import Store
 from ingest.store.evict import Held, Leftover, Survey, drop, leftovers, manifest_files, now_ns, remove, survey

@@ -22,6 +22,8 @@ from workers.logs import log
 GATHER_S = 0.1
 #: So many wait at most, for a broker that hangs; then the oldest are lost.
 MOST = 10_000
+#: After an event that could not be sent, the next ones wait for so long.
+AGAIN_S = 1.0
 #: So long a process that ends sends what is left.
 LAST_S = 1.0
 
@@ -54,8 +56,9 @@ class _Sender:
                 self._send()
             except Exception as error:  # noqa: BLE001 - whatever it is: a dashboard misses something, no more
                 log.debug("events.lost", extra={"reason": str(error)})
-                if self._ends.is_set():
+                if self._ends.wait(AGAIN_S):
                     return
+                self._any.set()  # the rest may get through
 
     def _send(self) -> None:
         with self._app.amqp.producer_pool.acquire(block=True) as producer:
@@ -83,8 +86,11 @@ class Events:
 
     def __init__(self, app: Celery, hostname: str | None, claim: Claim) -> None:
         global _sender
-        _sender = _sender or _Sender(app, hostname)  # after the fork: a thread does not come along
-        self._put, self._unit = _sender.put, claim.unit
+        self._unit = claim.unit
+        try:
+            _sender = _sender or _Sender(app, hostname)  # after the fork: a thread does not come along
+        except RuntimeError as error:  # no thread is to be had
+            log.debug("events.lost", extra={"reason": str(error)})
         args = f"job={claim.job} shard={claim.number} origin={claim.record.origin} files={claim.record.files}"
         name = PLAN_TASK if claim.is_plan else FETCH_TASK
         self._put(
@@ -92,6 +98,10 @@ class Events:
             eta=None, expires=None,
         )  # fmt: skip
         self._put("task-started", uuid=claim.unit)
+
+    def _put(self, kind: str, **fields: Any) -> None:
+        if _sender is not None:
+            _sender.put(kind, **fields)
 
     def ended(self, state: str, summary: str, seconds: float) -> None:
         """``state``: done, failed, cancelled, retried or lost."""

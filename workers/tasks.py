@@ -127,7 +127,7 @@ def _end_process(node: here.Node, ledger: WorkLedger, claim: Claim, error: BaseE
         os._exit(os.EX_SOFTWARE)
 
 
-# Doorbells are no news for a dashboard: the units they lead to are (workers.report.Events).
+# Doorbells are no news for a dashboard: the units they lead to are (workers.events).
 @app.task(name=FETCH_TASK, bind=True, ignore_result=True, send_events=False)  # type: ignore[untyped-decorator]
 def fetch(self: Task, queue: str) -> None:
     """Doorbell of a fetch queue."""

@@ -103,7 +103,7 @@ class EventStream:
                     self._silent_since = None  # whoever asks again has as much patience again
                     raise
                 events = []
-                time.sleep(min(AGAIN_S, deadline.left_s))
+                time.sleep(min(AGAIN_S, max(0.01, deadline.left_s)))
             for event in events:
                 if event["k"] == "end":
                     self.ended = event["s"]
@@ -125,7 +125,7 @@ class EventStream:
         # forgot: what tells is that an event which was seen is not there, as none is ever removed.
         if found.made != (self._made or found.made) or not found.goes_on:
             return self._from_the_beginning(found.made)
-        self._made, self._is_all = found.made, found.all
+        self._made, self._is_all = found.made, found.is_all
         if found.rows:
             self._after = found.rows[-1][0]
         return [fields for _, fields in found.rows]

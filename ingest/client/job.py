@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ingest.client.bells import ring
 from ingest.client.files import LocalFile
@@ -22,13 +22,22 @@ from ingest.client.waiting import describe, trouble
 from ingest.errors import LedgerUnavailable, UnknownJob, WaitTimeout
 from ingest.ledger import JobLedger, Result, UnitRecord, batched, numbers_of
 from ingest.ledger.connect import until
-from ingest.model import TERMINAL_JOB, Consumer, Failure, JobStatus
+from ingest.model import TERMINAL_JOB, Consumer, Failure, FileRecord, JobStatus
 from ingest.settings import Settings
 from ingest.store import Store
 
-T = TypeVar("T")
 _LOOK_AT = 5000  # units, for one that says why a job waits
 _STATES = ("due", "leased", "done", "failed", "cancelled", "quarantined")
+
+
+class Outcome(NamedTuple):
+    """How a job ended (done, failed or cancelled), and its files as :meth:`Job.files` has them."""
+
+    state: str
+    files: list[LocalFile]
+
+
+T = TypeVar("T", JobStatus, Outcome)
 
 
 class Job:
@@ -148,7 +157,7 @@ class Job:
             if stream.over:
                 self._is_over()
                 return
-            if not stream.ended and deadline.over:
+            if deadline.over and not (stream.ended and events):
                 raise WaitTimeout(self.id, deadline.seconds, self._why())
 
     def wait(self, timeout: float | None = None) -> JobStatus:
@@ -156,20 +165,22 @@ class Job:
         return self._at_end(self.status, self._deadline(timeout))
 
     def _at_end(self, ask: Callable[[], T], deadline: Deadline) -> T:
-        """What ``ask`` gives of the job once it is over."""
+        """What ``ask`` gives of the job once it is over; its ``state`` says whether it still is."""
         stream = EventStream(self._ledger, self.id, self._request)
         while True:
-            while not stream.over:
-                stream.poll(0 if stream.ended else deadline.left_s)
-                if deadline.over and not stream.ended:
-                    raise WaitTimeout(self.id, deadline.seconds, self._why())
-            self._is_over()
-            try:
-                return patiently(ask, deadline)
-            except UnknownJob:
-                if self._request is None or deadline.over:
-                    raise  # else: it is lost just now, which the stream sees, too
-                stream.poll(0)
+            events = stream.poll(0 if stream.ended else deadline.left_s)
+            if stream.over:
+                self._is_over()
+                try:
+                    found = patiently(ask, deadline)
+                    if found.state in TERMINAL_JOB:
+                        return found
+                except UnknownJob:
+                    if self._request is None or deadline.over:
+                        raise
+                # It was tried again, or lost, just now: which the stream sees, too.
+            if deadline.over and not (stream.ended and events):
+                raise WaitTimeout(self.id, deadline.seconds, self._why())
 
     def _is_over(self) -> None:
         if self._request is not None:
@@ -178,16 +189,13 @@ class Job:
     def files(self, timeout: float | None = None) -> list[LocalFile]:
         """All files, once the job is over: by source, then by key or partition; duplicates repeat, failures are left
         out."""
-        return self.outcome(timeout)[1]
+        return self.outcome(timeout).files
 
-    def outcome(self, timeout: float | None = None) -> tuple[str, list[LocalFile]]:
-        """How the job ended (done, failed or cancelled), and :meth:`files`."""
+    def outcome(self, timeout: float | None = None) -> Outcome:
+        """:meth:`files`, and how the job ended."""
         deadline = self._deadline(timeout)
         self._lease(deadline)
-        state, results = self._at_end(self._results, deadline)
-        found = sorted((file for result in results for file in result.files), key=lambda record: record.place)
-        here = self._here()
-        return state, [LocalFile.of(record, here) for record in found]
+        return self._at_end(self._outcome, deadline)
 
     def paths(self, timeout: float | None = None) -> list[Path]:
         """The absolute paths of :meth:`files`. Raises as :attr:`LocalFile.path`."""
@@ -224,16 +232,18 @@ class Job:
                 if place not in arrived:
                     yield Failure(spec.uri, error, reason, tries, record.unit, index=place)
 
-    def _results(self) -> tuple[str, list[Result]]:
-        """The job's state, and what each of its units has."""
+    def _outcome(self) -> Outcome:
+        """As of now. Raises :class:`UnknownJob`."""
         meta = self._ledger.meta(self.id)
-        results, made = [], meta["made"]
+        files, made = list[FileRecord](), meta["made"]
         for some in batched(numbers_of(meta), 100):
-            found, made = self._ledger.results_of_one(self.id, some)
-            results += [Result.unpacked(packed) for packed in found]
+            found, made = self._ledger.results_and_made(self.id, some)
+            files += [file for packed in found for file in Result.unpacked(packed).files]
         if made != meta["made"]:
             raise UnknownJob(self.id)  # it was lost meanwhile, and another process has put it back
-        return meta["state"], results
+        files.sort(key=lambda record: record.place)
+        here = self._here()
+        return Outcome(meta["state"], [LocalFile.of(record, here) for record in files])
 
     def _results_of(self, numbers: list[str], deadline: Deadline) -> list[bytes | None]:
         return patiently(lambda: self._ledger.results(self.id, numbers), deadline)

@@ -19,7 +19,7 @@ from ingest.client.follow import Deadline, patiently
 from ingest.client.local import Survey
 from ingest.client.submission import Unit, cut
 from ingest.errors import UnknownJob, UsageError
-from ingest.ledger import Begun, Created, JobLedger, NewUnit, batched, new_id
+from ingest.ledger import JobLedger, NewUnit, batched, new_id
 from ingest.model import JobOptions
 from ingest.placement import choose_queue
 from ingest.queues import FETCH_QUEUE, PLAN_QUEUE
@@ -79,7 +79,7 @@ class Request:
         except KeyboardInterrupt as stop:
             if self._begun:
                 stop.add_note(
-                    f"job {self.job} had begun to be submitted, and what the ledger has of it goes on: "
+                    f"job {self.job} had begun to be submitted, and what the ledger has of it, if anything, goes on: "
                     f"`ingest cancel {self.job}` stops it"
                 )
             raise
@@ -105,7 +105,7 @@ class Request:
                     f"key {self._key!r} is job {self.job}'s, which asks for other sources; take another key"
                 )
             self.options = options  # those of who submitted it first, who may have seen another fleet
-        self._known(made)
+        self._known(made.epoch, made.created)
         return made.is_open
 
     def is_over(self) -> None:
@@ -152,7 +152,7 @@ class Request:
             meta = patiently(lambda: self._ledger.meta(self.job), deadline)
         except UnknownJob:
             return False
-        self._epoch, self._created_ms = meta["epoch"], int(meta["created"])
+        self._known(meta["epoch"], int(meta["created"]))
         return True
 
     def _expired(self) -> bool:
@@ -172,14 +172,14 @@ class Request:
             raise UsageError(f"the sources of job {self.job} are not what they were when it was submitted")
         return sources
 
-    def _known(self, made: Created | Begun) -> None:
-        self._epoch, self._created_ms = made.epoch, made.created
+    def _known(self, epoch: str, created_ms: int) -> None:
+        self._epoch, self._created_ms = epoch, created_ms
 
     def _begin_again(self, deadline: Deadline) -> None:
         made = patiently(lambda: self._ledger.create_again(self.options, self._key, self.job), deadline)
         if made.is_new:
             log.warning("job.put_back %s", self.job, extra={"job": self.job, "reason": "the ledger has lost it"})
-        self._known(made)
+        self._known(made.epoch, made.created)
 
     def _write(self, sources: list[str | AnySource], deadline: Deadline) -> str:
         """All units into the ledger, each batch rung for as it lands; then the seal. Begins again when the ledger is
@@ -217,7 +217,7 @@ class Request:
         if not self._begun:
             self._begun = True
             begun = self._ledger.begin(self.options, self.job, batch.kind, batch.upto, batch.units, whole=is_last)
-            self._known(begun)
+            self._known(begun.epoch, begun.created)
             return begun.answer
         answer = patiently(lambda: self._ledger.add(self.job, batch.kind, start, batch.upto, batch.units), deadline)
         if answer == "ok" and is_last:

@@ -33,7 +33,8 @@ def claimed(data: Path, **facts: str) -> Iterator[None]:
         except OSError as error:
             raise ServiceFailed("up", _running(data)) from error
         try:
-            file.truncate(0)
+            if file.tell():  # what was left by one that was killed
+                file.truncate(0)
             file.write(json.dumps({"pid": os.getpid(), **facts}).encode())
         except OSError as error:
             raise _unwritable(data, error) from error

@@ -22,10 +22,11 @@ AT_ONCE = 1000
 class JobLedger(SpaceLedger):
     """Reads are plain commands, in bulk; writes are scripts."""
 
+    _heard: Sequence[str] = ()
+
     def create(self, options: JobOptions, key: str | None, job: str | None = None) -> Created:
         """A new job, or the one that the same key made before."""
-        keep_ms, written = int(self.settings.keep_s * 1000), json.dumps(options.to_json())
-        found = self.run("create", job or new_id(), key or "", keep_ms, int(options.reply), written)
+        found = self.run("create", job or new_id(), key or "", *self._written(options))
         return Created(text(found[0]), bool(found[1]), bool(found[2]), text(found[3]), int(found[4]))
 
     def create_again(self, options: JobOptions, key: str | None, job: str) -> Created:
@@ -38,10 +39,12 @@ class JobLedger(SpaceLedger):
     ) -> Begun:
         """:meth:`create` without a key, :meth:`add` of the first units and, where these are the ``whole``,
         :meth:`seal`: all of it or nothing."""
-        keep_ms, written = int(self.settings.keep_s * 1000), json.dumps(options.to_json())
         args = [value for unit in units for value in unit]
-        found = self.run("begin", job, keep_ms, int(options.reply), written, int(whole), kind, upto, *args)
+        found = self.run("begin", job, *self._written(options), int(whole), kind, upto, *args)
         return Begun(text(found[0]), text(found[1]), int(found[2]))
+
+    def _written(self, options: JobOptions) -> tuple[int, int, str]:
+        return int(self.settings.keep_s * 1000), int(options.reply), json.dumps(options.to_json())
 
     def add(self, job: str, kind: str, start: int, upto: int, units: Sequence[NewUnit]) -> str:
         """Shards (kind ``""``) or pieces of planning (``"p"``), the first of which is the submitter's ``start``th of
@@ -103,12 +106,13 @@ class JobLedger(SpaceLedger):
             return []
         with self.translated():
             found = self.redis.hmget(self.key("job", job, "shard"), list(numbers))
-        return [UnitRecord.parse(f"{job}.{n}", data) if data else None for n, data in zip(numbers, found, strict=True)]
+        return [_record(f"{job}.{n}", data) for n, data in zip(numbers, found, strict=True)]
 
     def all_units(self, job: str) -> Iterator[UnitRecord]:
         with self.translated():
             for n, data in self.redis.hscan_iter(self.key("job", job, "shard"), count=500):
-                yield UnitRecord.parse(f"{job}.{text(n)}", data)
+                if record := _record(f"{job}.{text(n)}", data):
+                    yield record
 
     def specs(self, job: str, numbers: Sequence[str]) -> list[list[FileSpec]]:
         """The files that units list; for a piece of planning, its source as if it were one file."""
@@ -125,7 +129,7 @@ class JobLedger(SpaceLedger):
         with self.translated():
             return list(self.redis.hmget(self.key("job", job, "done"), list(numbers)))
 
-    def results_of_one(self, job: str, numbers: Sequence[str]) -> tuple[list[bytes | None], str]:
+    def results_and_made(self, job: str, numbers: Sequence[str]) -> tuple[list[bytes | None], str]:
         """:meth:`results`, and of which making of the job they are ("": it is not there)."""
         with self.translated():
             pipe = self.redis.pipeline(transaction=False)
@@ -134,7 +138,7 @@ class JobLedger(SpaceLedger):
             found, made = pipe.execute()
         return list(found), text(made)
 
-    def events(self, job: str, after: str, block_ms: int, count: int = 1000) -> list[tuple[str, dict[str, str]]]:
+    def events(self, job: str, after: str, block_ms: int, count: int = AT_ONCE) -> list[tuple[str, dict[str, str]]]:
         """What happened to a job after that event id; waits up to ``block_ms`` for something to happen (0: does not
         wait).
 
@@ -208,10 +212,12 @@ class JobLedger(SpaceLedger):
             pipe = self.redis.pipeline(transaction=False)
             self.ask_clock(pipe)
             pipe.zrange(self.key("workers"), 0, -1, withscores=True)
-            *said, names = pipe.execute()
-            now, ahead = clock_of(*said)
-            keys = [self.key(kind, text(n)) for kind in ("worker", "able") for n, _ in names]
-            found = self.redis.mget(keys) if keys else []
+            if known := self._heard:  # mostly they are those of the last time
+                pipe.mget(known)
+            time, kept, names, *rest = pipe.execute()
+            now, ahead = clock_of(time, kept)
+            self._heard = keys = [self.key(kind, text(n)) for kind in ("worker", "able") for n, _ in names]
+            found = [] if not keys else rest[0] if keys == known else self.redis.mget(keys)
         out = []
         for (name, seen), info, able in zip(names, found[: len(names)], found[len(names) :], strict=True):
             d: Mapping[str, Any] = json.loads(info) if info else {}
@@ -239,6 +245,14 @@ class JobLedger(SpaceLedger):
     def due_count(self, queue: str) -> int:
         with self.translated():
             return int(self.redis.zcard(self.key("due", queue)))
+
+
+def _record(unit: str, data: bytes | None) -> UnitRecord | None:
+    """None also for one that cannot be read: somebody wrote into it."""
+    try:
+        return UnitRecord.parse(unit, data) if data else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _specs(number: str, packed: bytes) -> list[FileSpec]:

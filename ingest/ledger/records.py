@@ -117,7 +117,7 @@ class Following(NamedTuple):
     made: str
     sealed: bool
     goes_on: bool
-    all: bool
+    is_all: bool
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ end
 -- Shards (kind "") or pieces of planning (kind "p") from ARGV[from] on, spec and facts of each in turn; facts is JSON {i, p, c, o, q}.
 -- The first is the submitter's `start`th: what of a batch is already there is not added again, so a lost reply may be retried, and a
 -- submission taken up again. Planners add shards meanwhile: a shard's number is the next one of all, not the submitter's. `pictured`:
--- the picture that they belong to, if any. Returns how many were added.
+-- the picture that they belong to, if any.
 local function add_units(job, kind, start, from, pictured)
   local counter = kind == 'p' and 'plan_next' or 'next'
   local sent = kind == 'p' and 'plan_next' or 'sent'

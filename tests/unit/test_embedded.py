@@ -165,7 +165,10 @@ class TestClaim:
 
     def test_a_disk_that_takes_nothing(self, tmp_path: Path) -> None:
         (tmp_path / "up.json").symlink_to("/dev/full")
-        with pytest.raises(ServiceFailed, match=f"cannot write to {tmp_path}: .*--data"), claimed(tmp_path):
+        with (
+            pytest.raises(ServiceFailed, match=f"cannot write to {tmp_path}: No space left .*--data"),
+            claimed(tmp_path),
+        ):
             pass
 
 

@@ -279,6 +279,19 @@ class TestLeases:
         assert ledger.workers() == [] and ledger.store_of("n1") == "s1"
         check(ledger, job)
 
+    def test_workers_come_and_go(self, ledger: WorkLedger) -> None:
+        alive: list[str] = []
+        for name in ("w2", "w1", "w3"):
+            ledger.beat(name, INFO, [], [])
+            alive = sorted([*alive, name])
+            for _ in range(2):
+                assert sorted(worker.id for worker in ledger.workers()) == alive
+        for name in ("w1", "w2", "w3"):
+            ledger.bye(name)
+            alive.remove(name)
+            for _ in range(2):
+                assert sorted(worker.id for worker in ledger.workers()) == alive
+
     def test_a_unit_that_kills_its_workers_is_quarantined(self, ledger: WorkLedger) -> None:
         job = submit(ledger, 2)
         first, other = claim(ledger), claim(ledger, "w2")

@@ -198,6 +198,7 @@ class TestDamage:
         assert [state(ledger, f"{job}.{n}") for n in (0, 2)] == ["cancelled"] * 2
         ledger.sweep("retry", job)
         assert [state(ledger, f"{job}.{n}") for n in (0, 2)] == ["due"] * 2
+        assert ledger.units(job, ["1"]) == [None] and len([*ledger.all_units(job)]) == 2
 
     def test_a_job_whose_hash_is_gone_keeps_nobody_from_working(self, ledger: WorkLedger) -> None:
         lost, other = submit(ledger, 4), submit(ledger, 4)
