@@ -126,8 +126,12 @@ def _ledger(rig: Rig, verdict: Verdict) -> None:
 
         def idle() -> bool:
             # Also what a message has brought that came late, or twice.
-            due = next(ledger.redis.scan_iter(ledger.key("due:*"), count=10_000), None)
-            return due is None and not any(ledger.redis.zcard(ledger.key(name)) for name in ("leases", "outbox"))
+            due = (
+                unit for key in ledger.redis.scan_iter(ledger.key("due:*")) for unit in ledger.redis.zrange(key, 0, -1)
+            )
+            if any(unit.decode(errors="replace").rpartition(".")[0] in metas for unit in due):
+                return False
+            return not any(ledger.redis.zcard(ledger.key(name)) for name in ("leases", "outbox"))
 
         try:
             until(idle, "nothing due, no lease and no unwritten result is left", 30)

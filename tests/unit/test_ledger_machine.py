@@ -76,7 +76,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.jobs) < 3)
     @rule(key=st.sampled_from(["", "a", "b"]), second=st.booleans())
     def create(self, key: str, second: bool) -> None:
-        job, fresh = (self.other if second else self.ledger).create(JobOptions(), key or None, self._name())
+        job, fresh, *_ = (self.other if second else self.ledger).create(JobOptions(), key or None, self._name())
         if job not in self.jobs:
             assert fresh
             self.jobs.append(job)
@@ -110,7 +110,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if why and before["sealed"] == "0":
             late = self.other.add(job, "", int(before["sent"]), 0, shards(0, 1))
             assert late == self.other.seal(job) == "given up"
-            again, fresh = self.other.create(JobOptions(), before["key"] or None, self._name())
+            again, fresh, *_ = self.other.create(JobOptions(), before["key"] or None, self._name())
             assert fresh and again != job, "its key begins anew"
             self.jobs.append(again)
             self.open.append(again)

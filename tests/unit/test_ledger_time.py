@@ -42,7 +42,7 @@ def moved(clock: MovableClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_redis_clock_goes_back_and_everything_goes_on(clock: MovableClock, moved: WorkLedger) -> None:
-    job, left = submit(moved, 2), moved.create(JobOptions(), None)[0]
+    job, left = submit(moved, 2), moved.create(JobOptions(), None).job
     held, later = claim(moved, pid="1:1"), claim(moved, pid="2:1")
     moved.back(later, 0.5, True, "busy", None, ())
     moved.beat("w1", INFO, [(held.unit, held.fence)], [])
