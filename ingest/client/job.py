@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from ingest.client.bells import ring
 from ingest.client.files import LocalFile
-from ingest.client.follow import Deadline, EventStream, patiently
+from ingest.client.follow import AGAIN_S, Deadline, EventStream, patiently
 from ingest.client.lease import Leases
 from ingest.client.places import Places
 from ingest.client.reader import JobReader
@@ -168,7 +168,10 @@ class Job:
         """What ``ask`` gives of the job once it is over; its ``state`` says whether it still is."""
         stream = EventStream(self._ledger, self.id, self._request)
         while True:
-            events = stream.poll(0 if stream.ended else deadline.left_s)
+            wait_s = 0.0 if stream.ended else deadline.left_s
+            if stream.over:  # and then it was not: for the event that says why
+                wait_s = min(AGAIN_S, deadline.left_s)
+            events = stream.poll(wait_s)
             if stream.over:
                 self._is_over()
                 try:
